@@ -1,0 +1,1 @@
+"""Streams, models, runner and comparison: `python -m benchmarks`."""

@@ -1,0 +1,1 @@
+"""Methods against loss of plasticity, in pure PyTorch: statistics in, surgery out."""

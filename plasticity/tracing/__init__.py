@@ -1,0 +1,1 @@
+"""Find out, from one forward pass, which layers write and read each hidden unit."""

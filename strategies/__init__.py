@@ -1,0 +1,1 @@
+"""Ready-made Avalanche strategies by name."""
