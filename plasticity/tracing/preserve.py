@@ -1,0 +1,51 @@
+"""Leave a model, and the random state, as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Run a block that must not leave a trace in a model's buffers and train or eval mode, or in the random state.
+
+    Batch normalisation runs on its stored statistics in the block, so that a single sample is enough.
+
+    Args:
+        model: The network that the block runs.
+    """
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    stilled = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for module in stilled:
+                module.training = False
+            yield
+        finally:
+            for each, training in modes:
+                each.training = training
+            with torch.no_grad():
+                for owner, name, buffer, content in buffers:
+                    owner._buffers[name] = buffer
+                    if buffer is not None and content is not None:
+                        buffer.copy_(content)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

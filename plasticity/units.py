@@ -1,0 +1,138 @@
+"""Find the hidden units of a model: who writes each, what activates it, who reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.groups import Consumer, Site, UnitGroup, UnitGroups, Write, unwrap
+from plasticity.tracing.ledger import Ledger, SiteRecord
+from plasticity.tracing.tracer import trace
+
+__all__ = ["find_units"]
+
+
+def find_units(model: nn.Module, example: Tensor | tuple[Any, ...]) -> UnitGroups:
+    """Find the hidden units of a model from one forward pass.
+
+    The pass is followed operator by operator, so that functions, in-place operations and any rearrangement of tensors
+    are seen as they are executed. A group is private only where every path from its units to the output is proven to
+    pass through weight columns that read that unit alone; an operation without a rule proves nothing. What holds is
+    what this pass executes: a weight that it does not use makes every group watch-only.
+
+    Train or eval mode, buffers, gradients and the random state are left as they were.
+
+    Args:
+        model: The network; `torch.compile`, DataParallel and DistributedDataParallel wrappers are looked through.
+        example: An input on the model's device, or a tuple of its positional inputs. A few samples are enough.
+
+    Returns:
+        The groups in execution order; printing them shows a table.
+
+    Raises:
+        TraceError: If the forward pass fails or cannot be followed; the message names the module and the operation.
+    """
+    model = unwrap(model)
+    return assemble(trace(model, example))
+
+
+def assemble(ledger: Ledger) -> UnitGroups:
+    """Turn the record of a trace into groups."""
+    idle = sorted(
+        name.removesuffix(".weight")
+        for name in (f"{layer}.weight" if layer else "weight" for layer in ledger.layers)
+        if name not in ledger.parameters.used
+    )
+    sites_of: dict[tuple[int, int], list[int]] = {}
+    for index, site in enumerate(ledger.sites):
+        for number, rows in site.written.items():
+            for row in rows[rows >= 0].tolist():
+                sites_of.setdefault((number, row), []).append(index)
+    groups: list[UnitGroup] = []
+    names: dict[str, int] = {}
+    for index, site in enumerate(ledger.sites):
+        calls = [ledger.calls[number] for number in sorted(site.written)]
+        name = calls[0].layer
+        names[name] = names.get(name, 0) + 1
+        consumers = _consumers(ledger, site)
+        reason = _obstacle(ledger, index, site, sites_of, consumers, idle)
+        writes = []
+        for call in calls:
+            norm = site.norms.get(call.number)
+            channels = (None, None) if norm is None else norm
+            writes.append(Write(call.layer, site.written[call.number], *channels))
+        groups.append(
+            UnitGroup(
+                name=name if names[name] == 1 else f"{name}#{names[name]}",
+                size=site.size,
+                activation=site.activation,
+                producers=tuple(dict.fromkeys(call.layer for call in calls)),
+                norm=writes[0].norm,
+                consumers=consumers,
+                private=reason is None,
+                reason=reason,
+                writes=tuple(writes),
+                site=Site(site.module, site.call, site.function, site.dim, site.unit_of),
+            )
+        )
+    return UnitGroups(groups, skipped=ledger.skipped, outputs=ledger.outputs)
+
+
+def _obstacle(
+    ledger: Ledger,
+    index: int,
+    site: SiteRecord,
+    sites_of: dict[tuple[int, int], list[int]],
+    consumers: tuple[Consumer, ...],
+    idle: list[str],
+) -> str | None:
+    """Say what keeps a group from being private, or return None."""
+    for unit in range(site.base, site.base + site.size):
+        if unit in ledger.escapes:
+            return ledger.escapes[unit]
+    if site.partial:
+        return site.partial
+    for number, rows in site.written.items():
+        call = ledger.calls[number]
+        for row in rows[rows >= 0].tolist():
+            if call.base + row in ledger.escapes:
+                return ledger.escapes[call.base + row]
+            if len(sites_of[call.number, row]) > 1:
+                return f"`{call.layer}` feeds several activations"
+        if bool((rows < 0).any()):
+            return f"`{call.layer}` writes only some of its units"
+    layers = [ledger.calls[number].layer for number in site.written] + [consumer.layer for consumer in consumers]
+    for layer in layers:
+        weight = f"{layer}.weight" if layer else "weight"
+        if ledger.parameters.weight_uses.get(weight, 0) > 1:
+            return f"the weight of `{layer}` is used more than once"
+        tied = next((names for names in ledger.parameters.names.values() if weight in names and len(names) > 1), None)
+        if tied:
+            return f"the weight of `{layer}` is also `{next(name for name in tied if name != weight)}`"
+    if idle:
+        return f"`{idle[0]}` was not run by this example and may read it"
+    if not consumers:
+        return "no layer reads it"
+    return None
+
+
+def _consumers(ledger: Ledger, site: SiteRecord) -> tuple[Consumer, ...]:
+    """Collect, layer by layer in execution order, the columns that read each unit."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for read in ledger.reads:
+        columns = ((read.labels >= site.base) & (read.labels < site.base + site.size)).nonzero().flatten()
+        if len(columns):
+            found.setdefault(read.layer, []).append((read.labels[columns] - site.base, columns))
+    consumers = []
+    for layer, parts in found.items():
+        pairs = torch.unique(torch.cat([torch.stack(part) for part in parts], dim=1), dim=1)
+        units, columns = pairs[0], pairs[1]
+        counts = torch.bincount(units, minlength=site.size)
+        width = int(counts.max())
+        matrix = torch.full((site.size, width), -1, dtype=torch.int64)
+        starts = counts.cumsum(0) - counts
+        matrix[units, torch.arange(len(units)) - starts[units]] = columns
+        consumers.append(Consumer(layer, width, matrix))
+    return tuple(consumers)
