@@ -277,7 +277,7 @@ def distance_by_layer(model: nn.Module, initial: Mapping[str, Tensor]) -> dict[s
         before = initial.get(name)
         if before is None or is_lazy(parameter) or before.shape != parameter.shape:
             continue
-        if before is parameter or before.data_ptr() == parameter.data_ptr() != 0:
+        if before.data_ptr() == parameter.data_ptr() != 0:
             raise UserError(f"the initial value of {name} is the live parameter itself: clone it when the run begins")
         now = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float64))
         norms[_layer(name)].append(_norm(now - before.detach().to(now), 2))
