@@ -1,1 +1,6 @@
-"""Avalanche plugins: when a method runs. What it does is in plasticity.methods."""
+"""Avalanche plugins: when a method runs; what it does stands in `plasticity.methods`."""
+
+from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
+
+__all__ = ["SynapticStrippingPlugin", "TreatmentPlugin"]

@@ -1,0 +1,120 @@
+"""Permanent masks on weights: a removed connection stays removed, whatever the optimizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import layer, unwrap
+from plasticity.optimizer_state import clean_state
+
+
+class Masks:
+    """A boolean tensor by layer name, True for the weights that are kept.
+
+    The masks are applied by value: `apply` after every update sets removed weights to 0, `mask_gradients` before it
+    keeps their momentum and second moment at 0. Layers without a mask cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def kept(self, model: nn.Module, name: str) -> Tensor:
+        """Return which weights of a layer are kept, in the weight's shape; all of them where nothing is masked.
+
+        Raises:
+            UserError: If the layer has become smaller than its mask.
+        """
+        weight = _weight(model, name)
+        mask = self._kept.get(name)
+        if mask is None:
+            return torch.ones_like(weight, dtype=torch.bool)
+        if mask.shape != weight.shape:
+            mask = _grown(name, mask, weight)
+            self._kept[name] = mask
+        if mask.device != weight.device:
+            mask = self._kept[name] = mask.to(weight.device)
+        return mask
+
+    def remove(self, model: nn.Module, name: str, where: Tensor, optimizer: Optimizer | None = None) -> None:
+        """Remove weights for good.
+
+        Args:
+            model: The network.
+            name: Qualified name of the layer.
+            where: Boolean tensor of the weight's shape, True for the weights to remove.
+            optimizer: Its state is zeroed at these weights.
+        """
+        weight = _weight(model, name)
+        self._kept[name] = self.kept(model, name) & ~where
+        with torch.no_grad():
+            weight.masked_fill_(where, 0)
+        clean_state(optimizer, weight, where, "zero")
+
+    def apply(self, model: nn.Module) -> None:
+        """Set every removed weight to 0 again."""
+        with torch.no_grad():
+            for name in self._kept:
+                _weight(model, name).mul_(self.kept(model, name))
+
+    def mask_gradients(self, model: nn.Module) -> None:
+        """Set the gradient of every removed weight to 0."""
+        with torch.no_grad():
+            for name in self._kept:
+                gradient = _weight(model, name).grad
+                if gradient is not None:
+                    gradient.mul_(self.kept(model, name))
+
+    def removed_fraction(self) -> float:
+        """Return the share of removed weights among those of masked layers; 0 where nothing is masked."""
+        total = sum(mask.numel() for mask in self._kept.values())
+        kept = sum(int(mask.sum()) for mask in self._kept.values())
+        return 1 - kept / total if total else 0.0
+
+    def removed(self) -> int:
+        """Return how many weights are removed."""
+        return sum(int((~mask).sum()) for mask in self._kept.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the masks by layer name."""
+        return {name: mask.clone() for name, mask in self._kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over masks that `state_dict` returned."""
+        self._kept = {name: mask.to(torch.bool).clone() for name, mask in state.items()}
+
+    def prune_missing(self, model: nn.Module) -> None:
+        """Forget the masks of layers that the model no longer has."""
+        modules = dict(unwrap(model).named_modules())
+        self._kept = {name: mask for name, mask in self._kept.items() if name in modules}
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = layer(model, name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _grown(name: str, mask: Tensor, weight: Tensor) -> Tensor:
+    """Extend a mask for a layer that has grown; what is new is kept."""
+    if mask.dim() != weight.dim() or any(new < old for new, old in zip(weight.shape, mask.shape, strict=True)):
+        raise UserError(
+            f"layer '{name}' has a weight of shape {tuple(weight.shape)}, but its mask has shape {tuple(mask.shape)}; "
+            "masks follow layers that grow, not layers that shrink"
+        )
+    grown = torch.ones_like(weight, dtype=torch.bool)
+    grown[tuple(slice(0, length) for length in mask.shape)] = mask.to(weight.device)
+    return grown

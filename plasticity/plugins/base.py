@@ -1,0 +1,189 @@
+"""What all plugins share: when they act, on which inputs, and how they report."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from avalanche.evaluation.metric_definitions import Metric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.models.utils import is_multi_task_module
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.utils import _at_task_boundary
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups
+from plasticity.methods.treatment import Treatment
+from plasticity.probe import Probe
+from plasticity.units import find_units
+
+Every = str | int
+
+
+class _Source(Metric[float]):
+    """Stands for the plugin in what it tells the loggers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def result(self, **kwargs: Any) -> float | None:
+        return None
+
+    def reset(self, **kwargs: Any) -> None:
+        return None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
+    """A plugin that treats hidden units at chosen times, judged on the latest training inputs.
+
+    Subclasses implement `treat`.
+
+    Args:
+        every: When to treat: "experience", before each experience but the first; "epoch", after each epoch; or a
+            number of iterations.
+        probe_samples: On how many training samples units are judged, at most; they are the latest of the experience.
+        seed: Seed of the plugin's own random generator.
+
+    Attributes:
+        history: The reports of all interventions so far, as plain dictionaries with their "experience".
+
+    Raises:
+        UserError: If an argument has no meaning.
+    """
+
+    method = "treatment"
+
+    def __init__(self, *, every: Every = "experience", probe_samples: int = 2048, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
+        if isinstance(every, bool) or (isinstance(every, int) and every < 1):
+            raise UserError(
+                f'every must be "experience", "epoch" or a number of iterations of at least 1, not {every!r}'
+            )
+        if isinstance(every, str) and every not in ("experience", "epoch"):
+            raise UserError(f'every must be "experience", "epoch" or a number of iterations, not {every!r}')
+        if probe_samples < 1:
+            raise UserError(f"probe_samples must be at least 1, not {probe_samples}")
+        self.every = every
+        self.probe_samples = probe_samples
+        self.history: list[dict[str, Any]] = []
+        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self._batches: deque[tuple[Any, ...]] = deque()
+        self._limit = probe_samples
+        self._iterations = 0
+        self._units: UnitGroups | None = None
+
+    # --- for subclasses ----------------------------------------------------------------------------------------
+
+    def treat(
+        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
+    ) -> Treatment | None:
+        """Treat the network; returns what was done, or None if there is nothing to report."""
+        raise NotImplementedError
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Treat between experiences, once the head and the optimizer are ready for the next one."""
+        self._units = None
+        if not _at_task_boundary(strategy.experience):
+            return
+        if self.every == "experience" and self._batches:
+            self.intervene(strategy)
+        self._batches.clear()
+        self._limit = min(self.probe_samples, len(strategy.experience.dataset))
+
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the latest inputs, and treat if it is time."""
+        self._batches.append(model_inputs(strategy))
+        while sum(len(batch[0]) for batch in self._batches) - len(self._batches[0][0]) >= self._limit:
+            self._batches.popleft()
+        self._iterations += 1
+        if self._units is None:
+            self._units = self.resolve(strategy)
+        if isinstance(self.every, int) and self._iterations % self.every == 0:
+            self.intervene(strategy)
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Treat after each epoch, if asked for."""
+        if self.every == "epoch":
+            self.intervene(strategy)
+
+    # --- doing it ----------------------------------------------------------------------------------------------
+
+    def probe(self) -> Probe:
+        """Return the latest training inputs."""
+        return Probe(tuple(self._batches))
+
+    def resolve(self, strategy: Any) -> UnitGroups:
+        """Find the units of the strategy's present model.
+
+        Raises:
+            UserError: If it has none.
+        """
+        units = find_units(strategy.model, self.probe().example())
+        if len(units) == 0:
+            raise UserError(
+                f"{type(self).__name__}: the model ({type(strategy.model).__name__}) has no hidden units: "
+                "no Linear or Conv layer is followed by an activation"
+            )
+        return units
+
+    def intervene(self, strategy: Any) -> None:
+        """Treat the network now and report it to the strategy's loggers and in `history`."""
+        if self._units is None:
+            self._units = self.resolve(strategy)
+        generator = torch.Generator()
+        generator.set_state(self._generator_state)
+        report = self.treat(strategy.model, self._units, self.probe(), strategy.optimizer, generator)
+        self._generator_state = generator.get_state()
+        if report is None:
+            return
+        experience = int(strategy.experience.current_experience)
+        self.history.append({"experience": experience, "iteration": self._iterations, **report.as_dict()})
+        for name, value in {**report.counts, "output_shift": report.output_shift}.items():
+            title = "".join(part.capitalize() for part in (*report.method.split("-"), *name.split("_")))
+            self._publish(strategy, f"{title}/train_phase/train_stream/Exp{experience:03d}", float(value))
+
+    def _publish(self, strategy: Any, name: str, value: float) -> None:
+        source = _Source(self.method)
+        strategy.evaluator.publish_metric_value(MetricValue(source, name, value, strategy.clock.train_iterations))
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state as tensors and plain values."""
+        return {
+            "generator": self._generator_state.clone(),
+            "iterations": self._iterations,
+            "limit": self._limit,
+            "history": [dict(entry) for entry in self.history],
+            "probe": [tuple(part.clone() if isinstance(part, Tensor) else part for part in b) for b in self._batches],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._generator_state = state["generator"].clone()
+        self._iterations = int(state["iterations"])
+        self._limit = int(state["limit"])
+        self.history = [dict(entry) for entry in state["history"]]
+        self._batches = deque(tuple(batch) for batch in state["probe"])
+        self._units = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_units"] = None
+        return state
+
+
+def model_inputs(strategy: Any) -> tuple[Any, ...]:
+    """Return the positional inputs with which a strategy calls its model on the present mini-batch."""
+    if is_multi_task_module(strategy.model):
+        return strategy.mb_x, strategy.mb_task_id
+    return (strategy.mb_x,)

@@ -1,0 +1,98 @@
+"""Synaptic stripping as an Avalanche plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups
+from plasticity.masks import Masks
+from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
+from plasticity.methods.treatment import Treatment
+from plasticity.plugins.base import Every, TreatmentPlugin
+from plasticity.probe import Probe
+
+
+class SynapticStrippingPlugin(TreatmentPlugin):
+    """Strip the most negative incoming connections of dead units, for good, so that they fire again.
+
+    Removed connections stay at 0 through momentum, Adam and weight decay. Preset "default" is the rule that works with
+    inputs of either sign, convolutions, normalisers and stubborn biases, between experiences; "whitaker2023" is the
+    authors' rule, after every epoch. `plasticity.methods.synaptic_stripping` says where the two differ and why.
+
+    Args:
+        preset: "default" or "whitaker2023".
+        every: "experience", "epoch" or a number of iterations; None: as the preset.
+        probe_samples: On how many training samples units are judged, at most.
+        seed: Seed of the plugin's own random generator, used by `fallback="reinitialise"` alone.
+        **rule: Replace single values of the preset: `fraction`, `score`, `guard`, `fallback`, `max_row_sparsity`,
+            `rounds`, `clean_optimizer`; see `plasticity.methods.synaptic_stripping.StrippingRule`.
+
+    Attributes:
+        masks: The removed connections.
+        history: For every intervention how many units were dead, stripped and revived, and more.
+
+    Raises:
+        UserError: If an argument is unknown or has no meaning.
+
+    Source: Whitaker and Whitley 2023, arXiv 2302.05818.
+    """
+
+    method = "synaptic-stripping"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        *,
+        every: Every | None = None,
+        probe_samples: int = 2048,
+        seed: int = 0,
+        **rule: Any,
+    ) -> None:
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+        if every is None:
+            every = "epoch" if preset == "whitaker2023" else "experience"
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed)
+        unknown = sorted(set(rule) - set(PRESETS[preset].__dataclass_fields__))
+        if unknown:
+            known = ", ".join(PRESETS[preset].__dataclass_fields__)
+            raise UserError(f"SynapticStrippingPlugin has no argument {unknown[0]!r}; there are: {known}")
+        self.rule = replace(PRESETS[preset], **rule)
+        self.masks = Masks()
+
+    def treat(
+        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
+    ) -> Treatment:
+        """Strip the dead units once."""
+        return strip_dead_units(model, units, probe, self.masks, self.rule, optimizer, generator)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Treat between experiences; masks follow the model that is now in place."""
+        self.masks.prune_missing(strategy.model)
+        super().before_training_exp(strategy, *args, **kwargs)
+        self.masks.apply(strategy.model)
+
+    def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep removed connections out of the gradient."""
+        if self.rule.clean_optimizer:
+            self.masks.mask_gradients(strategy.model)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep removed connections at 0."""
+        self.masks.apply(strategy.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, the masks among it."""
+        return {**super().state_dict(), "masks": self.masks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.masks.load_state_dict(state["masks"])

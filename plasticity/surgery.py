@@ -1,0 +1,213 @@
+"""Change single hidden units: silence them or make them new, weights and optimizer state together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import Consumer, UnitGroup, Write, layer, unwrap
+from plasticity.masks import Masks
+from plasticity.optimizer_state import Moments, clean_state
+
+Index = Tensor | Sequence[int]
+
+
+def silence(model: nn.Module, group: UnitGroup, index: Index, optimizer: Optimizer | None = None) -> None:
+    """Set the outgoing weights of some units to 0, so that nothing downstream sees them.
+
+    Args:
+        model: The network.
+        group: A private group of it.
+        index: (n,) numbers of the units, or a (size,) boolean mask.
+        optimizer: If given, its state is zeroed at these weights.
+
+    Raises:
+        UserError: If the group is not private, or the index does not fit it.
+    """
+    chosen = units_index(group, index)
+    _require_private(group)
+    with torch.no_grad():
+        for reader in group.readers:
+            weight = _parameter(model, reader.layer, "weight")
+            where = outgoing(model, reader, chosen)
+            weight.masked_fill_(where, 0)
+            clean_state(optimizer, weight, where, "zero")
+
+
+def reinitialise(
+    model: nn.Module,
+    group: UnitGroup,
+    index: Index,
+    optimizer: Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    masks: Masks | None = None,
+    moments: Moments = "mean",
+) -> None:
+    """Make some units new: fresh incoming weights and bias, outgoing weights 0, optimizer state cleaned.
+
+    Fresh weights come from the layer's own initial distribution: drawn from the values it had at the start where
+    `initial` has them, else as `reset_parameters` of the layer draws them. A normaliser between writer and activation
+    starts anew for these units: scale 1, shift 0, mean 0, variance 1, or as in `initial`. The readers keep their bias.
+
+    Args:
+        model: The network.
+        group: A private group of it.
+        index: (n,) numbers of the units, or a (size,) boolean mask.
+        optimizer: Its state is cleaned at every changed weight, and nowhere else.
+        generator: Where fresh weights are drawn from; None: PyTorch's own.
+        initial: Parameters and buffers at initialisation by qualified name, such as a copied `state_dict()`.
+        masks: Removed connections, which stay removed.
+        moments: What becomes of second moments, see `plasticity.optimizer_state.clean_state`.
+
+    Raises:
+        UserError: If the group is not private, or the index does not fit it.
+    """
+    chosen = units_index(group, index)
+    _require_private(group)
+    if chosen.numel() == 0:
+        return
+    with torch.no_grad():
+        for write in group.writes:
+            _renew_rows(model, write, chosen, optimizer, generator, initial or {}, moments)
+        for reader in group.readers:
+            weight = _parameter(model, reader.layer, "weight")
+            where = outgoing(model, reader, chosen)
+            weight.masked_fill_(where, 0)
+            clean_state(optimizer, weight, where, moments)
+        if masks is not None:
+            masks.apply(model)
+
+
+def units_index(group: UnitGroup, index: Index) -> Tensor:
+    """Return unit numbers as a 1-D int64 tensor.
+
+    Raises:
+        UserError: If a number is out of range or a mask has another length.
+    """
+    chosen = torch.as_tensor(index)
+    if chosen.dtype == torch.bool:
+        if chosen.shape != (group.size,):
+            raise UserError(f"group '{group.name}' has {group.size} units, the mask has shape {tuple(chosen.shape)}")
+        return chosen.nonzero().flatten()
+    if chosen.numel() == 0:
+        return chosen.to(torch.int64).flatten()
+    if chosen.is_floating_point() or chosen.dim() > 1:
+        raise UserError(f"units of group '{group.name}' are chosen by whole numbers or a boolean mask")
+    chosen = chosen.to(torch.int64).flatten()
+    if chosen.device.type == "cpu" and (int(chosen.min()) < 0 or int(chosen.max()) >= group.size):
+        raise UserError(f"group '{group.name}' has units 0 to {group.size - 1}, not {chosen.tolist()}")
+    return chosen
+
+
+def outgoing(model: nn.Module, reader: Consumer, index: Tensor) -> Tensor:
+    """Return where a reader's weight reads some units.
+
+    Args:
+        model: The network.
+        reader: A consumer of the units' group.
+        index: (n,) numbers of the units.
+
+    Returns:
+        Boolean tensor of the shape of the reader's weight.
+    """
+    module = layer(model, reader.layer)
+    weight = _parameter(model, reader.layer, "weight")
+    columns = reader.columns.to(index.device)[index].flatten()
+    groups = int(getattr(module, "groups", 1))
+    hit = torch.zeros(weight.shape[1] * groups + 1, dtype=torch.bool, device=weight.device)
+    hit[columns.to(weight.device)] = True  # padding, -1, hits the extra last place
+    per_group = hit[:-1].view(groups, 1, weight.shape[1]).expand(groups, weight.shape[0] // groups, weight.shape[1])
+    rows = per_group.reshape(weight.shape[0], weight.shape[1])
+    return rows.view(*rows.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
+
+
+def incoming(model: nn.Module, write: Write, index: Tensor) -> Tensor:
+    """Return which rows of a writer write some units, as a (rows,) boolean tensor."""
+    weight = _parameter(model, write.layer, "weight")
+    return _hit(write.rows, index, weight.shape[0], weight.device)
+
+
+def _hit(rows: Tensor, index: Tensor, length: int, device: torch.device) -> Tensor:
+    hit = torch.zeros(length + 1, dtype=torch.bool, device=device)
+    hit[rows.to(index.device)[index].to(device)] = True
+    return hit[:-1]
+
+
+def _renew_rows(
+    model: nn.Module,
+    write: Write,
+    index: Tensor,
+    optimizer: Optimizer | None,
+    generator: torch.Generator | None,
+    initial: Mapping[str, Tensor],
+    moments: Moments,
+) -> None:
+    rows = incoming(model, write, index)
+    fresh = _fresh(layer(model, write.layer), write.layer, generator, initial)
+    for name, values in fresh.items():
+        parameter = _parameter(model, write.layer, name)
+        where = rows.view(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
+        parameter.copy_(torch.where(where, values, parameter))
+        clean_state(optimizer, parameter, where, moments)
+    if write.norm is None or write.norm_rows is None:
+        return
+    norm = unwrap(model).get_submodule(write.norm)
+    start = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for name, value in start.items():
+        tensor = getattr(norm, name, None)
+        if isinstance(tensor, Tensor) and tensor.dim() == 1:
+            where = _hit(write.norm_rows, index, len(tensor), tensor.device)
+            first = initial.get(f"{write.norm}.{name}")
+            begin = first.to(tensor) if first is not None and first.shape == tensor.shape else value
+            tensor.copy_(torch.where(where, begin, tensor))
+            clean_state(optimizer, tensor, where, moments)
+
+
+def _fresh(
+    module: nn.Module, name: str, generator: torch.Generator | None, initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Draw a whole weight and bias from a layer's initial distribution."""
+    own = {key: value for key, value in module.named_parameters(recurse=False) if key in ("weight", "bias")}
+    known = {key: initial[f"{name}.{key}"] for key in own if f"{name}.{key}" in initial}
+    if len(known) == len(own):
+        drawn = {}
+        for key, parameter in own.items():
+            pool = known[key].to(parameter).flatten()
+            device = generator.device if generator is not None else parameter.device
+            picks = torch.randint(len(pool), parameter.shape, generator=generator, device=device)
+            drawn[key] = pool[picks.to(parameter.device)]
+        return drawn
+    reset = getattr(module, "reset_parameters", None)
+    if not callable(reset):
+        raise UserError(f"layer '{name}' ({type(module).__name__}) has no reset_parameters(); give `initial` instead")
+    before = {key: parameter.detach().clone() for key, parameter in own.items()}
+    try:
+        if generator is None:
+            reset()
+        else:
+            devices = [p.device for p in own.values() if p.device.type == "cuda"][:1]
+            seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(seed)
+                reset()
+        return {key: parameter.detach().clone() for key, parameter in own.items()}
+    finally:
+        for key, parameter in own.items():
+            parameter.copy_(before[key])
+
+
+def _parameter(model: nn.Module, name: str, which: str) -> nn.Parameter:
+    parameter = getattr(layer(model, name), which)
+    assert isinstance(parameter, nn.Parameter)
+    return parameter
+
+
+def _require_private(group: UnitGroup) -> None:
+    if not group.private:
+        raise UserError(f"the outgoing weights of group '{group.name}' cannot be changed alone: {group.reason}")
