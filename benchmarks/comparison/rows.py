@@ -1,0 +1,137 @@
+"""One row per benchmark and strategy: every measure with its 95% interval over seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.comparison.results import Comparison, Run
+from benchmarks.comparison.statistics import Interval, bootstrap_ratio, excludes_zero, student_interval, undefined
+
+MEASURES = (
+    "average_accuracy",
+    "learning_accuracy",
+    "late_learning_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "plasticity_ratio",
+    "recovery",
+    "dead_fraction",
+    "dormant_fraction",
+    "effective_rank",
+    "seconds",
+)
+"""The measures of a row, in the order in which they are shown."""
+
+Values = Mapping[int, float]
+"""One measure by seed."""
+
+
+def by_seed(runs: Sequence[Run], measure: str) -> dict[int, float]:
+    """One measure of a strategy's runs.
+
+    Args:
+        runs: runs of one strategy.
+        measure: a measure of single runs, such as "forgetting".
+
+    Returns:
+        The value by seed; empty where the measure is undefined for any of the runs, since a mean over the others would
+        be one over fewer seeds than the row says.
+    """
+    values = {run.seed: run.measures[measure] for run in runs}
+    if any(value is None for value in values.values()):
+        return {}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def paired(*values: Values) -> tuple[np.ndarray, ...]:
+    """Lines measures up by seed.
+
+    Args:
+        values: measures by seed.
+
+    Returns:
+        One array each, over the seeds that all of them have, in order of seed.
+    """
+    seeds = sorted(set.intersection(*(set(value) for value in values)))
+    return tuple(np.array([value[seed] for seed in seeds]) for value in values)
+
+
+def difference(first: Values, second: Values) -> Interval:
+    """Mean of the paired differences of two strategies, with Student's 95% interval.
+
+    Args:
+        first: a measure by seed.
+        second: the same of another strategy.
+
+    Returns:
+        first − second over the seeds that both have.
+    """
+    one, other = paired(first, second)
+    return student_interval(one - other)
+
+
+def plasticity_ratio(method: Values, fresh: Values) -> Interval:
+    """Late learning accuracy over that of fresh networks.
+
+    Args:
+        method: late learning accuracy by seed.
+        fresh: the same of `fresh`.
+
+    Returns:
+        The ratio of the two means over the seeds that both have, with a paired bootstrap's interval
+        (`bootstrap_ratio`); all fields None where there are no such seeds.
+    """
+    return bootstrap_ratio(*paired(method, fresh))
+
+
+def recovery(method: Values, naive: Values, fresh: Values) -> Interval:
+    """How much of the loss of plasticity a method undoes: 0 as `naive`, 1 as `fresh`.
+
+    mean(method − naive) / mean(fresh − naive) over the seeds that all three have, with a paired bootstrap's interval
+    (`bootstrap_ratio`). All fields are None where the paired Student 95% interval of fresh − naive contains zero: there
+    is no loss to recover. With a single seed there is no such interval; the ratio is given unless fresh equals naive.
+
+    Args:
+        method: late learning accuracy by seed.
+        naive: the same of `naive`.
+        fresh: the same of `fresh`.
+
+    Returns:
+        The ratio and its interval.
+    """
+    values, low, high = paired(method, naive, fresh)
+    loss = high - low
+    if len(loss) > 1 and not excludes_zero(student_interval(loss)):
+        return undefined()
+    return bootstrap_ratio(values - low, loss)
+
+
+def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows of a comparison.
+
+    Means over seeds have Student's 95% interval; `plasticity_ratio` and `recovery` a paired bootstrap's. A measure that
+    is undefined in any run of a strategy is undefined for the strategy. With one seed there are no intervals.
+
+    Args:
+        comparison: runs by benchmark and strategy.
+
+    Returns:
+        One row per benchmark and strategy, with "benchmark", "strategy", "seeds" (how many), and each of `MEASURES` as
+        {"mean", "low", "high"}, None where undefined.
+    """
+    rows = []
+    for benchmark, strategies in comparison.items():
+        late = {name: by_seed(runs, "late_learning_accuracy") for name, runs in strategies.items()}
+        naive, fresh = late.get("naive", {}), late.get("fresh", {})
+        for strategy, runs in strategies.items():
+            row: dict[str, Any] = {"benchmark": benchmark, "strategy": strategy, "seeds": len(runs)}
+            for measure in MEASURES:
+                if measure == "plasticity_ratio":
+                    row[measure] = plasticity_ratio(late[strategy], fresh)
+                elif measure == "recovery":
+                    row[measure] = recovery(late[strategy], naive, fresh)
+                else:
+                    row[measure] = student_interval(np.array(list(by_seed(runs, measure).values())))
+            rows.append(row)
+    return rows

@@ -1,0 +1,129 @@
+"""Comparison rows as text for people, as CSV and as JSON."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from benchmarks.comparison.rows import MEASURES
+from benchmarks.comparison.wording import NOTE, WORDING, cell
+
+SHOWN = (
+    "average_accuracy",
+    "late_learning_accuracy",
+    "recovery",
+    "forgetting",
+    "dead_fraction",
+    "dormant_fraction",
+    "effective_rank",
+    "seconds",
+)
+"""What fits into 100 columns; the other measures are in the CSV, JSON and HTML outputs."""
+
+Rows = list[dict[str, Any]]
+Cell = list[str]
+"""The lines of one cell."""
+
+
+def _header() -> list[Cell]:
+    return [["", "strategy"], ["", "seeds"], *(WORDING[measure].header.split("\n") for measure in SHOWN)]
+
+
+def _cells(row: dict[str, Any]) -> list[Cell]:
+    parts = row["strategy"].split("+")
+    name = [part + "+" for part in parts[:-1]] + parts[-1:]  # a combination takes a line for each part
+    numbers = [list(cell(measure, row[measure])) for measure in SHOWN]
+    for lines in numbers:
+        lines[1] = re.sub(r"(?<![\d±])0\.", ".", lines[1])  # [.70, .86]: 100 columns are not many
+    return [name, [str(row["seeds"])], *numbers]
+
+
+def _lines(cells: list[Cell], widths: list[int]) -> list[str]:
+    lines = []
+    for index in range(max(len(content) for content in cells)):
+        texts = [content[index] if index < len(content) else "" for content in cells]
+        numbers = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
+        lines.append(f"{texts[0].ljust(widths[0])} {'  '.join(numbers)}".rstrip())
+    return [line for line in lines if line]
+
+
+def _styled_lines(rows: Rows) -> Iterator[tuple[str, str]]:
+    """The lines of the table, each with the style that a terminal gives it."""
+    for benchmark, group in groupby(rows, key=lambda row: row["benchmark"]):
+        table = [_header(), *(_cells(row) for row in group)]
+        widths = [max(len(line) for cells in table for line in cells[column]) for column in range(len(table[0]))]
+        head, *body = (_lines(cells, widths) for cells in table)
+        yield "bold", benchmark
+        yield from (("", line) for line in head)
+        yield "", "-" * (sum(widths) + 2 * len(widths) - 3)
+        for first, *more in body:
+            yield "bold", first
+            yield from (("dim", line) for line in more)
+        yield "", ""
+    yield "dim", NOTE
+
+
+def plain_table(rows: Rows) -> str:
+    """Aligned text without colour, readable at 100 columns.
+
+    Args:
+        rows: the rows of a comparison.
+
+    Returns:
+        A table for each benchmark and a note on how to read them.
+    """
+    return "".join(line + "\n" for _, line in _styled_lines(rows))
+
+
+def terminal_table(rows: Rows) -> str:
+    """The same text with a terminal's emphasis.
+
+    Args:
+        rows: the rows of a comparison.
+
+    Returns:
+        Text with escape codes.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True)
+    for style, line in _styled_lines(rows):
+        console.print(Text(line, style=style), soft_wrap=True)
+    return stream.getvalue()
+
+
+def csv_text(rows: Rows) -> str:
+    """One line per benchmark and strategy.
+
+    Args:
+        rows: the rows of a comparison.
+
+    Returns:
+        CSV with columns benchmark, strategy, seeds and MEASURE_mean, MEASURE_low, MEASURE_high for every measure, in
+        full precision; a field is empty where undefined.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    keys = ("mean", "low", "high")
+    writer.writerow(["benchmark", "strategy", "seeds", *(f"{measure}_{key}" for measure in MEASURES for key in keys)])
+    for row in rows:
+        numbers = [row[measure][key] for measure in MEASURES for key in keys]
+        writer.writerow([row["benchmark"], row["strategy"], row["seeds"], *("" if n is None else n for n in numbers)])
+    return stream.getvalue()
+
+
+def json_text(rows: Rows) -> str:
+    """The rows as they are.
+
+    Args:
+        rows: the rows of a comparison.
+
+    Returns:
+        A JSON list, null where undefined, never NaN.
+    """
+    return json.dumps(rows, indent=2, allow_nan=False) + "\n"

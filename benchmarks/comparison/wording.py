@@ -1,0 +1,135 @@
+"""How measures are called, defined and written as numbers, for every output that people read."""
+
+from dataclasses import dataclass
+
+from benchmarks.comparison.statistics import Interval
+
+NOTE = "± and [low, high]: 95% interval over seeds. A dash: undefined."
+"""What the cells of a table mean."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one measure is shown.
+
+    Attributes:
+        label: its name in a sentence or a table.
+        header: the same on two short lines, for narrow columns.
+        digits: decimals to show.
+        definition: what it is, in one sentence.
+    """
+
+    label: str
+    header: str
+    digits: int
+    definition: str
+
+
+WORDING = {
+    "average_accuracy": Measure(
+        "average accuracy",
+        "average\naccuracy",
+        3,
+        "Test accuracy over all experiences at the end of the stream; for fresh, that of its last network.",
+    ),
+    "learning_accuracy": Measure(
+        "learning accuracy",
+        "learning\naccuracy",
+        3,
+        "Test accuracy on each experience just after learning it, averaged over the stream.",
+    ),
+    "late_learning_accuracy": Measure(
+        "late learning accuracy",
+        "late\nlearning",
+        3,
+        "The same over the last fifth of the stream, rounded up: what the network can still learn.",
+    ),
+    "forgetting": Measure(
+        "forgetting",
+        "forget-\nting",
+        3,
+        "How far accuracy on an experience fell at the end from its best before, averaged over all but the last "
+        "experience (Chaudhry et al. 2018).",
+    ),
+    "backward_transfer": Measure(
+        "backward transfer",
+        "backward\ntransfer",
+        3,
+        "Accuracy at the end minus accuracy just after learning, averaged over all but the last experience "
+        "(Lopez-Paz and Ranzato 2017).",
+    ),
+    "plasticity_ratio": Measure(
+        "plasticity ratio",
+        "plasticity\nratio",
+        2,
+        "Late learning accuracy over that of fresh on the same seeds: a ratio of means.",
+    ),
+    "recovery": Measure(
+        "recovery",
+        "\nrecovery",
+        2,
+        "How much of what naive lost against fresh in late learning accuracy a strategy wins back: 0 is naive, 1 is "
+        "fresh. (strategy − naive) / (fresh − naive), a ratio of means over the same seeds; undefined unless the 95% "
+        "interval of fresh − naive leaves zero out.",
+    ),
+    "dead_fraction": Measure(
+        "dead units",
+        "dead\nunits",
+        3,
+        "Share of hidden units that are never active on a fixed probe of training samples, at the end of the stream.",
+    ),
+    "dormant_fraction": Measure(
+        "dormant units",
+        "dormant\nunits",
+        3,
+        "Share of hidden units whose mean activity is a small fraction of their layer's, on the same probe.",
+    ),
+    "effective_rank": Measure(
+        "effective rank",
+        "eff.\nrank",
+        1,
+        "How many directions the last hidden representation of the probe spreads over: the exponential of the entropy "
+        "of its singular values.",
+    ),
+    "seconds": Measure("seconds", "\nseconds", 1, "Time of training, evaluation left out."),
+}
+
+RATIOS = ("plasticity_ratio", "recovery")
+"""Measures whose interval is not symmetric about the estimate."""
+
+
+def cell(measure: str, interval: Interval) -> tuple[str, str]:
+    """One cell of a table.
+
+    Args:
+        measure: name of the measure.
+        interval: the estimate and its interval.
+
+    Returns:
+        The estimate ("–" where undefined) and its interval ("±0.012" or "[0.70, 0.86]", empty where undefined).
+    """
+    mean, low, high = interval["mean"], interval["low"], interval["high"]
+    digits = WORDING[measure].digits
+    if mean is None:
+        return "–", ""
+    if measure == "seconds" and mean >= 100:
+        digits = 0
+    if low is None or high is None:
+        return plain_number(mean, digits), ""
+    if measure in RATIOS:
+        return plain_number(mean, digits), f"[{plain_number(low, digits)}, {plain_number(high, digits)}]"
+    return plain_number(mean, digits), "±" + plain_number((high - low) / 2, digits)
+
+
+def plain_number(value: float, digits: int) -> str:
+    """A number as people write it: never "-0.0".
+
+    Args:
+        value: any finite number.
+        digits: decimals.
+
+    Returns:
+        The number in fixed notation.
+    """
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text

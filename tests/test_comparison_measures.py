@@ -1,0 +1,208 @@
+"""Measures of one run, and intervals over seeds, against slow references and examples worked out by hand."""
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from benchmarks.comparison.measures import ACCURACY_MEASURES, late_experiences, run_measures
+from benchmarks.comparison.rows import plasticity_ratio, recovery
+from benchmarks.comparison.statistics import bootstrap_ratio, excludes_zero, student_interval
+
+UNDEFINED = {"mean": None, "low": None, "high": None}
+
+
+def random_matrix(size: int, seed: int, fresh: bool = False) -> list[list[float | None]]:
+    generator = np.random.default_rng(seed)
+    measured = [[j == i or i == size - 1 or (j < i and not fresh) for j in range(size)] for i in range(size)]
+    return [[float(generator.random()) if measured[i][j] else None for j in range(size)] for i in range(size)]
+
+
+def slow_measures(matrix, fresh):
+    """The formulas as loops, from their definitions."""
+    size = len(matrix)
+    average = learning = late = 0.0
+    for j in range(size):
+        average += matrix[size - 1][j] / size
+        learning += matrix[j][j] / size
+    last = math.ceil(size / 5)
+    for i in range(size - last, size):
+        late += matrix[i][i] / last
+    forgetting = transfer = None
+    if size > 1 and not fresh:
+        forgetting = transfer = 0.0
+        for j in range(size - 1):
+            best = 0.0
+            for row in range(j, size - 1):
+                best = max(best, matrix[row][j])
+            forgetting += (best - matrix[size - 1][j]) / (size - 1)
+            transfer += (matrix[size - 1][j] - matrix[j][j]) / (size - 1)
+    return dict(zip(ACCURACY_MEASURES, (average, learning, late, forgetting, transfer), strict=True))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 11])
+def test_measures_equal_loops(size, fresh):
+    matrix = random_matrix(size, seed=size, fresh=fresh)
+    measures = run_measures(matrix, fresh)
+    assert list(measures) == list(ACCURACY_MEASURES)
+    assert measures == pytest.approx(slow_measures(matrix, fresh), abs=1e-12)
+
+
+def test_measures_by_hand():
+    matrix = [[0.8, None, None], [0.9, 0.6, None], [0.5, 0.7, 1.0]]
+    measures = run_measures(matrix, fresh=False)
+    assert measures["average_accuracy"] == pytest.approx(2.2 / 3)
+    assert measures["learning_accuracy"] == pytest.approx(0.8)
+    assert measures["late_learning_accuracy"] == 1.0
+    assert measures["forgetting"] == pytest.approx(((0.9 - 0.5) + (0.6 - 0.7)) / 2)  # the best before may be exceeded
+    assert measures["backward_transfer"] == pytest.approx(((0.5 - 0.8) + (0.7 - 0.6)) / 2)
+
+
+def test_fresh_forgets_nothing_and_needs_the_diagonal_and_the_last_row_only():
+    measures = run_measures([[0.8, None], [0.1, 0.6]], fresh=True)
+    assert measures["forgetting"] is None and measures["backward_transfer"] is None
+    assert measures["learning_accuracy"] == pytest.approx(0.7)
+
+
+def test_measures_take_arrays_with_nan():
+    matrix = random_matrix(4, seed=0)
+    array = np.array([[math.nan if value is None else value for value in row] for row in matrix])
+    assert run_measures(array, fresh=False) == run_measures(matrix, fresh=False)
+
+
+@pytest.mark.parametrize(("experiences", "late"), [(1, 1), (4, 1), (5, 1), (6, 2), (10, 2), (50, 10), (51, 11)])
+def test_last_fifth_is_rounded_up(experiences, late):
+    assert late_experiences(experiences) == late
+
+
+@pytest.mark.parametrize(
+    ("matrix", "fresh", "message"),
+    [
+        ([], False, "empty"),
+        ([[0.5, None]], False, r"accuracy_matrix\[0\] should be a list of 1"),
+        ([0.5], False, r"accuracy_matrix\[0\]"),
+        (["x"], False, r"accuracy_matrix\[0\]"),
+        ([[1.5]], False, "accuracy from 0 to 1, not 1.5"),
+        ([[-0.1]], False, "accuracy from 0 to 1"),
+        ([[True]], False, "accuracy from 0 to 1, not True"),
+        ([["0.5"]], False, "accuracy from 0 to 1"),
+        ([[None]], True, r"accuracy_matrix\[0\]\[0\] is missing"),
+        ([[0.5, None, None], [None, 0.5, None], [0.5, 0.5, 0.5]], False, r"accuracy_matrix\[1\]\[0\] is missing"),
+        ([[0.5, None], [None, 0.5]], True, r"accuracy_matrix\[1\]\[0\] is missing"),
+    ],
+)
+def test_measures_refuse_what_is_no_accuracy_matrix(matrix, fresh, message):
+    with pytest.raises(ValueError, match=message):
+        run_measures(matrix, fresh)
+
+
+def test_measures_import_nothing_heavy():
+    code = (
+        "import sys, benchmarks.comparison.measures;"
+        "heavy = {'torch', 'avalanche', 'matplotlib', 'scipy', 'jinja2', 'rich'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+def test_student_interval_equals_scipy(count):
+    values = np.random.default_rng(count).random(count)
+    interval = student_interval(values)
+    low, high = scipy.stats.t.interval(0.95, count - 1, loc=values.mean(), scale=scipy.stats.sem(values))
+    assert [interval["mean"], interval["low"], interval["high"]] == pytest.approx([values.mean(), low, high])
+
+
+def test_student_interval_of_few():
+    assert student_interval(np.array([])) == UNDEFINED
+    assert student_interval(np.array([0.4])) == {"mean": 0.4, "low": None, "high": None}
+    assert student_interval(np.array([0.5, 0.5])) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+
+
+def slow_bootstrap(numerators, denominators):
+    """Every possible resample, one after the other."""
+    ratios = []
+    for drawn in itertools.product(range(len(numerators)), repeat=len(numerators)):
+        ratios.append(sum(numerators[i] for i in drawn) / sum(denominators[i] for i in drawn))
+    ratios.sort()
+    cut = math.floor(len(ratios) * 0.025)
+    return ratios[cut], ratios[len(ratios) - 1 - cut]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_bootstrap_of_few_seeds_enumerates_all_resamples(count):
+    generator = np.random.default_rng(count)
+    above, below = generator.random(count), 1 + generator.random(count)
+    interval = bootstrap_ratio(above, below)
+    assert interval["mean"] == pytest.approx(above.mean() / below.mean())
+    assert [interval["low"], interval["high"]] == pytest.approx(slow_bootstrap(above, below))
+
+
+def test_bootstrap_of_many_seeds_is_near_the_normal_approximation_and_repeatable():
+    generator = np.random.default_rng(1)
+    below = 1 + 0.1 * generator.standard_normal(400)
+    above = 0.5 * below + 0.05 * generator.standard_normal(400)  # paired: the spread of the ratio is that of the rest
+    interval = bootstrap_ratio(above, below)
+    residual = above - interval["mean"] * below
+    half = 1.96 * residual.std(ddof=1) / math.sqrt(400) / below.mean()
+    assert interval["low"] == pytest.approx(interval["mean"] - half, abs=0.1 * half)
+    assert interval["high"] == pytest.approx(interval["mean"] + half, abs=0.1 * half)
+    assert bootstrap_ratio(above, below) == interval
+
+
+def test_bootstrap_without_a_denominator():
+    assert bootstrap_ratio(np.array([]), np.array([])) == UNDEFINED
+    assert bootstrap_ratio(np.array([1.0, 2.0]), np.array([1.0, -1.0])) == UNDEFINED
+    assert bootstrap_ratio(np.array([0.5]), np.array([2.0])) == {"mean": 0.25, "low": None, "high": None}
+    unbounded = bootstrap_ratio(np.array([1.0, 1.0]), np.array([3.0, -1.0]))  # a quarter of the resamples has no ratio
+    assert unbounded == {"mean": 1.0, "low": None, "high": None}
+    rare = bootstrap_ratio(np.ones(5), np.array([0.0, 1.0, 1.0, 1.0, 1.0]))  # 1 of 3,125 resamples has no ratio
+    assert rare["low"] == 1.0 and 1.25 < rare["high"] < 5
+
+
+def test_recovery_by_hand():
+    naive, fresh = {0: 0.5, 1: 0.52, 2: 0.54}, {0: 0.9, 1: 0.92, 2: 0.94}
+    assert recovery({0: 0.7, 1: 0.72, 2: 0.74}, naive, fresh) == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    assert recovery(naive, naive, fresh) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert recovery(fresh, naive, fresh) == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    spread = recovery({0: 0.6, 1: 0.72, 2: 0.84}, naive, fresh)
+    assert spread == pytest.approx({"mean": 0.5, "low": 0.25, "high": 0.75})
+
+
+def test_recovery_is_a_ratio_of_means_not_a_mean_of_ratios():
+    naive, fresh = {0: 0.5, 1: 0.5}, {0: 0.8, 1: 0.8001}
+    method = {0: 0.5, 1: 0.8001}
+    assert recovery(method, naive, fresh)["mean"] == pytest.approx(0.3001 / 0.6001)
+
+
+def test_recovery_uses_common_seeds_only():
+    naive, fresh = {0: 0.5, 1: 0.5, 7: 0.0}, {0: 0.9, 1: 0.9, 8: 0.1}
+    assert recovery({0: 0.8, 1: 0.8, 7: 1.0, 9: 1.0}, naive, fresh)["mean"] == pytest.approx(0.75)
+    assert recovery({5: 0.8}, naive, fresh) == UNDEFINED
+
+
+def test_recovery_is_undefined_where_no_loss_is_shown():
+    naive, fresh = {0: 0.5, 1: 0.6, 2: 0.55}, {0: 0.6, 1: 0.55, 2: 0.6}
+    assert not excludes_zero(student_interval(np.array([0.1, -0.05, 0.05])))
+    for method in (naive, fresh, {0: 0.55, 1: 0.57, 2: 0.58}):
+        assert recovery(method, naive, fresh) == UNDEFINED
+    assert recovery(naive, naive, naive) == UNDEFINED
+
+
+def test_recovery_with_one_seed_has_no_interval():
+    assert recovery({0: 0.8}, {0: 0.5}, {0: 0.9}) == pytest.approx({"mean": 0.75, "low": None, "high": None})
+    assert recovery({0: 0.8}, {0: 0.5}, {0: 0.5}) == UNDEFINED
+
+
+def test_plasticity_ratio():
+    assert plasticity_ratio({0: 0.5, 1: 0.3, 2: 1.0}, {0: 0.8, 1: 0.8})["mean"] == pytest.approx(0.5)
+    assert plasticity_ratio({0: 0.5}, {}) == UNDEFINED
+    assert plasticity_ratio({0: 0.5, 1: 0.4}, {0: 0.0, 1: 0.0}) == UNDEFINED
