@@ -24,6 +24,22 @@ class Probe:
     def __init__(self, batches: Sequence[tuple[Any, ...]]) -> None:
         self.batches = tuple(batches)
 
+    @classmethod
+    def joined(cls, batches: Sequence[tuple[Any, ...]], size: int = 512) -> Probe:
+        """Make a probe of the same samples in batches of another size, which fewer, larger passes serve faster.
+
+        Args:
+            batches: As for `Probe`; batches whose inputs are not all tensors, or do not fit together, stay as they are.
+            size: Samples in a batch.
+        """
+        columns = list(zip(*batches, strict=True))
+        for column in columns:
+            alike = all(isinstance(part, Tensor) and part.dim() > 0 for part in column)
+            if not alike or len({part.shape[1:] for part in column}) > 1:
+                return cls(batches)
+        joined = [torch.cat(column).split(size) for column in columns]
+        return cls(list(zip(*joined, strict=True)))
+
     @property
     def samples(self) -> int:
         """How many samples the probe holds."""

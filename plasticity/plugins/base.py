@@ -119,7 +119,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     def probe(self) -> Probe:
         """Return the latest training inputs."""
-        return Probe(tuple(self._batches))
+        return Probe.joined(list(self._batches))
 
     def resolve(self, strategy: Any) -> UnitGroups:
         """Find the units of the strategy's present model.

@@ -1,0 +1,162 @@
+"""The command line: `python -m benchmarks list | run | compare`."""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.runner import RunError, import_modules, run_all
+from plasticity.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
+    commands = main.add_subparsers(dest="command", required=True, metavar="{list,run,compare}", parser_class=_Parser)
+
+    listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
+    run = commands.add_parser("run", help="train strategies on a benchmark; finished runs are not run again")
+    run.add_argument("benchmark", metavar="BENCHMARK", help="a name that `list` shows")
+    run.add_argument("--strategies", required=True, metavar="A,B,C", help="names that `list` shows; + combines them")
+    run.add_argument("--seeds", type=_count, required=True, metavar="N", help="run seeds 0 to N-1")
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
+    run.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
+    run.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
+    run.add_argument("--experiences", type=_count, metavar="N", help="length of the stream")
+    run.add_argument("--epochs", type=_count, metavar="N", help="passes over each experience")
+    run.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
+    run.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads of each run (default: 1)")
+    run.add_argument("--scenario", metavar="S", help="class, task or domain, where the benchmark has it")
+    run.add_argument("--model", metavar="NAME", help="another network")
+    run.add_argument("--batch-size", type=_count, metavar="N", help="samples of new data in a mini-batch")
+    run.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
+    for command in (listing, run):
+        command.add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="a module of yours that registers models, streams or strategies; may be repeated",
+        )
+    compare = commands.add_parser("compare", help="compare finished runs")
+    compare.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`")
+    compare.add_argument("--format", default="table", metavar="F", help="table, csv, json or html (default: table)")
+    compare.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of printing")
+    return main
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from benchmarks.models import MODELS
+    from benchmarks.streams import BENCHMARKS
+    from strategies import STRATEGIES
+
+    import_modules(arguments.modules)
+    benchmarks = {name: benchmark.summary for name, benchmark in BENCHMARKS.items()}
+    strategies = {name: strategy.summary for name, strategy in STRATEGIES.items()}
+    width = max(map(len, (*benchmarks, *strategies)))
+    for title, entries in (("benchmarks", benchmarks), ("strategies (combine with +)", strategies)):
+        print(f"{title}:")
+        for name, summary in entries.items():
+            print(f"  {name.ljust(width)}  {summary}".rstrip())
+        print()
+    print(f"models: {', '.join(MODELS)}")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import_modules(arguments.modules)
+    from benchmarks.progress import Progress
+    from benchmarks.settings import resolve
+    from strategies import parse
+
+    names = [name for name in arguments.strategies.split(",") if name]
+    if not names:
+        raise UserError("--strategies names none")
+    for name in names:
+        parse(name)
+    runs = [
+        resolve(
+            arguments.benchmark,
+            name,
+            seed,
+            experiences=arguments.experiences,
+            scenario=arguments.scenario,
+            model=arguments.model,
+            learning_rate=arguments.learning_rate,
+            batch_size=arguments.batch_size,
+            epochs=arguments.epochs,
+            device=_device(arguments.device),
+            threads=arguments.threads,
+            data=arguments.data,
+        )
+        for name in dict.fromkeys(names)
+        for seed in range(arguments.seeds)
+    ]
+    done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
+    there = f", {len(runs) - done} were there already" if done < len(runs) else ""
+    print(f"{done} runs done{there}; compare them with: python -m benchmarks compare {arguments.out}")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}") from None
+    return name
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from benchmarks.comparison import compare
+
+    text = compare(arguments.directory, arguments.format, arguments.output)
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        print(f"written: {arguments.output}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; None: those it was started with.
+
+    Returns:
+        The exit code: 0, or 2 for a mistake of the user's, told in one line on standard error.
+    """
+    warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
+    commands = {"list": _list, "run": _run, "compare": _compare}
+    try:
+        parsed = parser().parse_args(arguments)
+        commands[parsed.command](parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,207 @@
+"""Run benchmarks: each run once, each in a folder that appears only when the run is complete."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.progress import Progress
+from benchmarks.settings import RunSettings
+from plasticity.errors import UserError
+
+
+class RunError(RuntimeError):
+    """A run that failed through no mistake in what was asked for."""
+
+
+def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress) -> int:
+    """Do the runs that are not done yet.
+
+    Args:
+        runs: What to run.
+        out: Folder of all results.
+        jobs: How many runs at a time, each in a process of its own.
+        modules: Modules to import first in each process; they register what the runs need.
+        progress: Shows how far the runs are.
+
+    Returns:
+        How many runs were done, the ones found finished left out.
+
+    Raises:
+        UserError: If a run is impossible, or there is a finished one with other settings in its place.
+    """
+    todo = [run for run in runs if not _finished(run, out)]
+    for run in todo:
+        _prepare(out / run.folder.parent)
+    if todo:
+        from benchmarks.training import check
+
+        check(todo[0])
+    with progress:
+        progress.found(len(runs) - len(todo), len(runs))
+        if jobs == 1 or len(todo) <= 1:
+            for run in todo:
+                seconds = run_one(run, out, modules, lambda done, run=run: progress.advance(run, done))  # type: ignore[misc]
+                progress.finish(run, seconds)
+        else:
+            _run_parallel(todo, out, jobs, modules, progress)
+    return len(todo)
+
+
+def run_one(run: RunSettings, out: Path, modules: list[str], report: Callable[[int], None]) -> float:
+    """Do one run; its folder appears by one rename when it is complete.
+
+    Args:
+        run: What to run.
+        out: Folder of all results.
+        modules: Modules to import first.
+        report: Told the number of finished experiences.
+
+    Returns:
+        Seconds of training.
+    """
+    import_modules(modules)
+    from benchmarks.training import train
+
+    with _appearing(out / run.folder) as folder:
+        _write_json(folder / "config.json", run.config())
+        result = train(run, folder / "metrics.jsonl", report)
+        _write_json(folder / "result.json", result)
+    return float(result["seconds"])
+
+
+def import_modules(modules: list[str]) -> None:
+    """Import a user's modules, which register models, streams or strategies.
+
+    Raises:
+        UserError: If one cannot be imported.
+    """
+    import importlib
+    import sys
+
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _finished(run: RunSettings, out: Path) -> bool:
+    """Say whether a run is there; one with other settings in its place is an error, not a result."""
+    folder = out / run.folder
+    if not folder.exists():
+        return False
+    try:
+        found = json.loads((folder / "config.json").read_text())["settings"]
+        json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} is not a finished run; remove it, or choose another --out") from None
+    asked = run.config()["settings"]
+    different = sorted(name for name in {*found, *asked} if found.get(name) != asked.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{folder} holds a run with {name} {found.get(name)}, and {asked.get(name)} is asked for; "
+            "choose another --out, or remove it"
+        )
+    return True
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder of a strategy and clear away what interrupted runs of processes now gone have left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    for left in folder.glob(".*.partial-*"):
+        owner = left.name.rsplit("-", 1)[1]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder to fill; it gets its name if the block ends well, and is removed if not."""
+    hidden = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    try:
+        yield hidden
+        os.rename(hidden, folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+_reports: Any = None
+
+
+def _start_worker(reports: Any) -> None:
+    global _reports
+    _reports = reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
+
+
+def _work(run: RunSettings, out: Path, modules: list[str]) -> float:
+    return run_one(run, out, modules, lambda done: _reports.put((run.folder.as_posix(), done)))
+
+
+def _run_parallel(todo: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress) -> None:
+    context = multiprocessing.get_context("spawn")
+    # Pinned here, for the children read it as they start, before anything sets the number of threads.
+    threads = str(max(run.threads for run in todo))
+    os.environ.update({name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
+    reports = context.SimpleQueue()
+    by_folder = {run.folder.as_posix(): run for run in todo}
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker, (reports,))
+    futures: dict[Future[float], RunSettings] = {pool.submit(_work, run, out, modules): run for run in todo}
+    pending = set(futures)
+    try:
+        while pending:
+            done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+            while not reports.empty():
+                name, experience = reports.get()
+                progress.advance(by_folder[name], experience)
+            for future in done:
+                progress.finish(futures[future], future.result())
+    except BrokenProcessPool:
+        raise RunError(
+            "the process of a run ended by itself (killed, or out of memory); finished runs are kept"
+        ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,141 @@
+"""What one run is: benchmark, strategy, seed, and everything that is set for it."""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.streams import StreamSettings, get_benchmark
+from plasticity.errors import UserError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a run, without None but for `data`.
+
+    Args:
+        benchmark: Name of the benchmark.
+        strategy: Name of the strategy, or several combined with `+`.
+        seed: Seed of the stream, the network and everything random.
+        experiences: Length of the stream.
+        scenario: Which labels and heads, see `benchmarks.streams.SCENARIOS`.
+        model: Name of the network.
+        optimizer: "adam" or "sgd".
+        learning_rate: Step size.
+        batch_size: Samples of new data in a mini-batch.
+        epochs: Passes over each experience.
+        device: Where the network and the data are.
+        threads: Threads of one run on a CPU. Sums come out different in the last digits with another number.
+        data: Folder of the data; not part of what a run is.
+    """
+
+    benchmark: str
+    strategy: str
+    seed: int
+    experiences: int
+    scenario: str
+    model: str
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    device: str = "cpu"
+    threads: int = 1
+    data: Path | None = None
+
+    @property
+    def stream(self) -> StreamSettings:
+        """What the stream needs to know."""
+        return StreamSettings(self.seed, self.experiences, self.scenario, self.data)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run belongs below the folder of all results."""
+        return Path(self.benchmark) / self.strategy / f"seed-{self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of config.json: what the run is, and on what it ran."""
+        shared = "experiences scenario model optimizer learning_rate batch_size epochs device threads".split()
+        return {
+            "format": FORMAT,
+            "benchmark": self.benchmark,
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "settings": {name: getattr(self, name) for name in shared},
+            "environment": environment(self.device),
+        }
+
+
+def resolve(
+    benchmark: str,
+    strategy: str,
+    seed: int,
+    *,
+    experiences: int | None = None,
+    scenario: str | None = None,
+    model: str | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    data: Path | None = None,
+) -> RunSettings:
+    """Fill in a benchmark's defaults; arguments as in `RunSettings`.
+
+    Raises:
+        UserError: If a name is unknown or a value has no meaning.
+    """
+    found = get_benchmark(benchmark)
+    stream = found.resolve(StreamSettings(seed, experiences, scenario, data))
+    assert stream.experiences is not None and stream.scenario is not None
+    for name, value in (("epochs", epochs), ("batch size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise UserError(f"learning rate must be above 0, not {learning_rate}")
+    return RunSettings(
+        benchmark=benchmark,
+        strategy=strategy,
+        seed=seed,
+        experiences=stream.experiences,
+        scenario=stream.scenario,
+        model=model or found.model,
+        optimizer=found.optimizer,
+        learning_rate=found.learning_rate if learning_rate is None else learning_rate,
+        batch_size=batch_size or found.batch_size,
+        epochs=epochs or found.epochs,
+        device=device,
+        threads=threads,
+        data=data,
+    )
+
+
+def environment(device: str) -> dict[str, str]:
+    """Return the versions and the machine that a run's numbers came from."""
+    from importlib.metadata import version
+
+    import torch
+
+    found = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "numpy")},
+        "avalanche": version("avalanche-lib"),
+        "plasticity": version("avalanche-plasticity"),
+        "platform": platform.platform(),
+        "cpu": _processor(),
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,187 @@
+"""One run: train a strategy on a stream, and measure it after every experience."""
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.models.utils import is_multi_task_module
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from benchmarks.comparison.measures import run_measures
+from benchmarks.loading import ExperienceTensors, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.models import build_model
+from benchmarks.settings import FORMAT, RunSettings
+from benchmarks.streams import get_benchmark, stream_shape
+from plasticity import find_units, measures
+from plasticity.errors import UserError
+from plasticity.metrics import JSONLinesLogger
+from plasticity.probe import Probe
+from strategies import Context, build_plugins
+
+PROBE_SAMPLES = 2048
+Report = Callable[[int], None]
+Log = Callable[[str, float | None], None]
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+def check(settings: RunSettings) -> None:
+    """Make what a run needs and throw it away, so that a mistake shows before hours of training.
+
+    Raises:
+        UserError: If the settings are impossible or data are missing.
+    """
+    stream = get_benchmark(settings.benchmark).build(settings.stream)
+    build_model(settings.model, *stream_shape(stream, settings.stream))
+
+
+def train(settings: RunSettings, metrics: Path, progress: Report = lambda experience: None) -> dict[str, Any]:
+    """Train and measure one run.
+
+    Args:
+        settings: What to run.
+        metrics: File for every metric value, one JSON object a line.
+        progress: Told the number of finished experiences.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: If the settings are impossible or data are missing.
+    """
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    benchmark = get_benchmark(settings.benchmark)
+    stream = benchmark.build(settings.stream)
+    shape = stream_shape(stream, settings.stream)
+    _seed(settings.seed)
+
+    def network() -> nn.Module:
+        return build_model(settings.model, *shape).to(device)
+
+    model = network()
+    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
+    plugins = build_plugins(settings.strategy, context)
+    with JSONLinesLogger(metrics) as logger:
+        strategy = Naive(
+            model=model,
+            optimizer=_OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=settings.batch_size,
+            train_epochs=settings.epochs,
+            device=device,
+            plugins=[*plugins, TensorLoaderPlugin()],
+            evaluator=EvaluationPlugin(loggers=[logger], collect_all=False),
+        )
+
+        def log(name: str, value: float | None) -> None:
+            if value is not None:
+                logger.log_single_metric(name, value, strategy.clock.train_iterations)
+
+        return _run(settings, strategy, stream, plugins, log, progress)
+
+
+def _run(
+    settings: RunSettings, strategy: Any, stream: Any, plugins: list[Any], log: Log, progress: Report
+) -> dict[str, Any]:
+    fresh = "fresh" in settings.strategy.split("+")
+    tests = [experience_tensors(experience, strategy.device) for experience in stream.test_stream]
+    size = len(tests)
+    matrix: list[list[float | None]] = []
+    units: list[dict[str, Any]] = []
+    seconds = 0.0
+    for index, experience in enumerate(stream.train_stream):
+        start = time.perf_counter()
+        strategy.train(experience)
+        if strategy.device.type == "cuda":
+            torch.cuda.synchronize(strategy.device)
+        seconds += time.perf_counter() - start
+        # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
+        asked = [index] if fresh and index < size - 1 else range(index + 1)
+        row: list[float | None] = [None] * size
+        for other in asked:
+            row[other] = evaluate(strategy.model, tests[other])
+            log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
+        matrix.append(row)
+        units.append({"experience": index, **_units(strategy.model, experience_tensors(experience, strategy.device))})
+        for name, title in _TITLES.items():
+            log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[-1][name])
+        progress(index + 1)
+    return {
+        "format": FORMAT,
+        "benchmark": settings.benchmark,
+        "strategy": settings.strategy,
+        "seed": settings.seed,
+        "experiences": size,
+        "accuracy_matrix": matrix,
+        "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
+        "units": units,
+        "treatments": _treatments(plugins),
+        "measures": {
+            **run_measures(matrix, fresh),
+            **{name: units[-1][name] for name in ("dead_fraction", "dormant_fraction", "effective_rank")},
+        },
+        "seconds": seconds,
+    }
+
+
+_TITLES = {
+    "dead_fraction": "DeadUnits",
+    "dormant_fraction": "DormantUnits",
+    "over_active_fraction": "OverActiveUnits",
+    "effective_rank": "EffectiveRank",
+}
+
+
+def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
+    """Judge the units of a network on a fixed probe of an experience's training samples."""
+    count = len(data.targets)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBE_SAMPLES].to(data.targets.device)
+    tasks = data.tasks if is_multi_task_module(model) else None
+    batches = [(data.inputs[rows],) if tasks is None else (data.inputs[rows], tasks[rows]) for rows in order.split(512)]
+    probe = Probe(batches)
+    groups = find_units(model, probe.example())
+    if len(groups) == 0:
+        raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
+    activity, _ = probe.watch(model, groups, features=PROBE_SAMPLES)
+    stats = {name: stat for name, stat in activity.statistics().items() if stat.count}
+    features = activity.features()
+    shares = {
+        "dead": measures.dead_fraction,
+        "dormant": measures.dormant_fraction,
+        "over_active": measures.over_active_fraction,
+    }
+    return {
+        "samples": probe.samples,
+        "layers": {
+            name: {"size": len(stat.fired), **{key: float(share(stat)) for key, share in shares.items()}}
+            for name, stat in stats.items()
+        },
+        **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
+        "effective_rank": None if features is None else _finite(float(measures.effective_rank(features))),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _treatments(plugins: list[Any]) -> list[dict[str, Any]]:
+    """Collect what the plugins report of their interventions, with numbers of units in place of their names."""
+    found = []
+    for plugin in plugins:
+        for entry in getattr(plugin, "history", ()):
+            chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
+            found.append({**entry, "units": chosen})
+    return found
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

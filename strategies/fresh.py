@@ -1,0 +1,57 @@
+"""The reference that has lost nothing: a new network for every experience."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+
+from plasticity.errors import UserError
+
+
+class FreshNetworkPlugin(SupervisedPlugin[Any]):
+    """Gives a strategy's model new random weights, and its optimizer an empty state, before each experience but the first.
+
+    Parameters are overwritten in place, so that whatever holds them goes on to work. A head that has grown, or that
+    belongs to a task the new network does not know of, draws its weights by `reset_parameters`.
+
+    Args:
+        network: Makes another network like the model at the start.
+    """
+
+    def __init__(self, network: Callable[[], nn.Module]):
+        super().__init__()
+        self.network = network
+        self.experiences = 0
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start anew, once the head has been adapted to the experience."""
+        self.experiences += 1
+        if self.experiences > 1:
+            renew(strategy.model, self.network())
+            strategy.optimizer.state.clear()
+
+
+@torch.no_grad()
+def renew(model: nn.Module, network: nn.Module) -> None:
+    """Overwrite a network with another of the same kind.
+
+    Args:
+        model: The network to overwrite; it may have grown.
+        network: The new one.
+
+    Raises:
+        UserError: If a part of the model has no counterpart in the new network and no `reset_parameters`.
+    """
+    new = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        fitting = [(new.get(f"{name}.{key}" if name else key), tensor) for key, tensor in own]
+        if all(source is not None and source.shape == tensor.shape for source, tensor in fitting):
+            for source, tensor in fitting:
+                tensor.copy_(source)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif list(module.parameters(recurse=False)):
+            raise UserError(f"fresh: module '{name}' ({type(module).__name__}) has grown and cannot be started anew")
