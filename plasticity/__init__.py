@@ -1,5 +1,6 @@
 """Find, watch and treat the hidden units of networks that learn from a stream of tasks."""
 
+from plasticity import measures, surgery
 from plasticity.activity import Activity, UnitStatistics, watch
 from plasticity.errors import TraceError, UserError
 from plasticity.groups import Consumer, UnitGroup, UnitGroups, Write
@@ -18,6 +19,8 @@ __all__ = [
     "UserError",
     "Write",
     "find_units",
+    "measures",
     "register_branches",
+    "surgery",
     "watch",
 ]
