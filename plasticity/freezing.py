@@ -1,0 +1,215 @@
+"""Let only chosen entries of a model's parameters learn: everything else stays as it is, bit for bit.
+
+A zero gradient does not keep a weight still: momentum, second moments and weight decay go on moving it, batch
+statistics follow the data, and the step count of its optimizer state advances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from plasticity.errors import UserError
+from plasticity.groups import unwrap
+
+_DROPOUTS: dict[Any, tuple[int, str, Any]] = {
+    F.dropout: (2, "training", False),
+    F.dropout1d: (2, "training", False),
+    F.dropout2d: (2, "training", False),
+    F.dropout3d: (2, "training", False),
+    F.alpha_dropout: (2, "training", False),
+    F.feature_alpha_dropout: (2, "training", False),
+    torch.dropout: (2, "train", False),
+    torch.dropout_: (2, "train", False),
+    F.scaled_dot_product_attention: (4, "dropout_p", 0.0),
+    F.multi_head_attention_forward: (10, "dropout_p", 0.0),
+}
+"""Functions that drop at random: position and name of the argument that decides on it, and its value for not to."""
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Calls dropout functions as in eval mode, wherever in a forward pass they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            position, name, value = _DROPOUTS[func]
+            if len(args) > position:
+                args = (*args[:position], value, *args[position + 1 :])
+            else:
+                kwargs = {**kwargs, name: value}
+        return func(*args, **kwargs)
+
+
+class PartialTraining:
+    """Training of chosen entries of a model's parameters, around any training loop.
+
+        with PartialTraining(model, optimizer, {"0.weight": rows_to_train}):
+            ...  # forward passes, backward passes and optimizer.step() as always
+
+    Inside the block, at every `optimizer.step()`:
+
+    - A parameter without a chosen entry loses its gradient first, so that the optimizer passes it by: the parameter
+      and its whole state, the step count too, stay bit-equal.
+    - Of a parameter with chosen entries the optimizer is shown those alone: the others are 0, with gradient 0. After
+      the update they, and their entries in every state tensor of the parameter's shape, get back what they were.
+      State that is born in the update is left there as the optimizer begins it. The step count, which PyTorch keeps
+      once for a whole tensor, advances.
+
+    In every forward pass of the model normalisers use their running statistics and leave them alone, and nothing is
+    dropped at random, whether by a module or by a function. For that, modules without children and modules with
+    running statistics of their own are in eval mode; other modules keep theirs, as some choose their head by it.
+
+    Nothing waits for the device. State that is shared by the entries of a parameter (the factored moments of
+    Adafactor) cannot be kept apart, and moves.
+
+    Args:
+        model: The network, as it is called.
+        optimizer: Its optimizer; whatever else it holds is frozen, too.
+        trainable: By qualified name of a parameter, a boolean tensor of its shape: True for entries that learn. All
+            that is not named is frozen.
+
+    Raises:
+        UserError: If a name is unknown or a mask does not fit; from `step()`, if it is given a closure.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: Mapping[str, Tensor]) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._frozen: dict[Tensor, Tensor] = {}
+        parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
+        for name, mask in trainable.items():
+            parameter = parameters.get(name)
+            if parameter is None:
+                raise UserError(f"the model has no parameter '{name}'")
+            if mask.dtype != torch.bool or mask.shape != parameter.shape:
+                raise UserError(
+                    f"the mask of '{name}' must be boolean, of shape {tuple(parameter.shape)}, "
+                    f"not {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            if bool(mask.any()):
+                frozen = ~mask.to(parameter.device)
+                known = self._frozen.get(parameter)  # a tied parameter has several names
+                self._frozen[parameter] = frozen if known is None else frozen & known
+        self._modes: list[tuple[nn.Module, str, Any, Any]] = []
+        self._pending: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._hooks: ExitStack | None = None
+        self._dropout = ExitStack()
+
+    # --- from when to when -------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Begin: from now on only the chosen entries learn."""
+        if self._hooks is not None:
+            raise UserError("this partial training is already attached")
+        self._hooks = stack = ExitStack()
+        self._modes = [(m, name, getattr(m, name), still) for m, name, still in _stillness(self.model)]
+        self._still()
+        enter, leave = self._forward_hooks()
+        stack.callback(self.model.register_forward_pre_hook(enter).remove)
+        stack.callback(self.model.register_forward_hook(leave, always_call=True).remove)
+        stack.callback(self.optimizer.register_step_pre_hook(self._before_step).remove)
+        stack.callback(self.optimizer.register_step_post_hook(self._after_step).remove)
+
+    def detach(self) -> None:
+        """End: everything learns again, and modules are in the mode in which `attach` found them."""
+        if self._hooks is None:
+            return
+        self._hooks.close()
+        self._hooks = None
+        self._dropout.close()
+        self._restore()  # what an update that failed has left
+        for module, name, before, _ in self._modes:
+            setattr(module, name, before)
+        self._modes = []
+
+    def __enter__(self) -> PartialTraining:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    # --- forward passes ----------------------------------------------------------------------------------------
+
+    def _still(self) -> None:
+        for module, name, _, still in self._modes:
+            setattr(module, name, still)
+
+    def _forward_hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Hooks on the model; they belong to no object, so that copying the model does not copy the optimizer."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if self._hooks is not None and module is self.model:
+                self._still()  # a call of model.train() may have come in between
+                self._dropout.close()
+                self._dropout.enter_context(_WithoutDropout())
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if module is self.model:
+                self._dropout.close()
+
+        return enter, leave
+
+    # --- updates -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
+            raise UserError("partial training needs optimizer.step() without a closure")
+        self._restore()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                frozen = self._frozen.get(parameter)
+                if frozen is None:
+                    parameter.grad = None
+                    continue
+                state = {key: value.clone() for key, value in _entrywise_state(optimizer, parameter).items()}
+                self._pending.append((parameter, parameter.detach().clone(), state))
+                parameter.grad.masked_fill_(frozen, 0)
+                parameter.masked_fill_(frozen, 0)  # so that weight decay finds nothing, and new state starts clean
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._restore()
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        """Give frozen entries of parameters and their state back what they were before the update."""
+        for parameter, value, state in self._pending:
+            frozen = self._frozen[parameter]
+            parameter.copy_(torch.where(frozen, value, parameter))
+            for key, entry in _entrywise_state(self.optimizer, parameter).items():
+                if key in state:
+                    entry.copy_(torch.where(frozen, state[key], entry))
+        self._pending = []
+
+
+def _entrywise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Return the optimizer state that has an entry for each entry of a parameter."""
+    if parameter not in optimizer.state or parameter.dim() == 0:
+        return {}
+    return {
+        key: value
+        for key, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    }
+
+
+def _stillness(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Return which attribute of which module to set to what, so that nothing is random and no statistics move."""
+    settings: list[tuple[nn.Module, str, Any]] = []
+    for module in unwrap(model).modules():
+        if isinstance(module, nn.RNNBase):  # on a GPU it has no backward pass in eval mode
+            settings.append((module, "dropout", 0.0))
+        elif next(module.children(), None) is None or isinstance(getattr(module, "running_mean", None), Tensor):
+            settings.append((module, "training", False))
+    return settings
