@@ -1,0 +1,6 @@
+"""Measures of plasticity as Avalanche metrics, and a logger that writes every metric to a file."""
+
+from plasticity.metrics.json_lines import JSONLinesLogger
+from plasticity.metrics.plugin import PlasticityMetrics, plasticity_metrics
+
+__all__ = ["JSONLinesLogger", "PlasticityMetrics", "plasticity_metrics"]

@@ -1,0 +1,271 @@
+"""Measures of plasticity as metrics of Avalanche's EvaluationPlugin."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from avalanche.evaluation.metric_definitions import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from plasticity.groups import unwrap
+from plasticity.measures.scalars import stack
+from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
+from plasticity.metrics.observer import Observer
+from plasticity.metrics.settings import Settings
+from plasticity.metrics.tally import Tally
+
+Emitted = list[MetricValue] | None
+
+
+def plasticity_metrics(
+    *,
+    minibatch: bool = False,
+    epoch: bool = False,
+    experience: bool = False,
+    stream: bool = False,
+    measures: Sequence[str] | None = None,
+    per_layer: bool = False,
+    tau: float = 0.025,
+    over_active_bound: float = 0.95,
+    features: int = 2048,
+) -> list[PlasticityMetrics]:
+    """Return metrics for Avalanche's EvaluationPlugin; without a granularity there are none.
+
+    Names and x are as those of Avalanche's own metrics, `DeadUnits_Exp/eval_phase/test_stream/Task000/Exp000` for
+    example; x counts training iterations. Values are plain floats.
+
+    - `minibatch` (`_MB`) and `epoch` (`_Epoch`) are emitted in training, over the strategy's own training forward
+      passes of that mini-batch or epoch, as they happen: dropout is on, and weights change between mini-batches. Of
+      each iteration the first pass after `before_forward` counts, whatever plugins and losses run besides.
+    - `experience` (`_Exp`) and `stream` (`_Stream`) are emitted in evaluation, over the passes of that evaluation.
+      They only measure; treatments judge units on training data.
+
+    A measure that is undefined is not emitted: of units where none was observed, of ranks where no features were, of
+    weights or distances where the model has none. GradientNorm is emitted in training only.
+
+    Only `minibatch` makes the host wait for the device while training. A few samples of the first mini-batch are run
+    once more, to find the units, and again whenever the model is replaced or built differently; this leaves buffers,
+    gradients and the random state as they were.
+
+    Args:
+        minibatch: After every training iteration.
+        epoch: After every training epoch.
+        experience: After the evaluation of each experience.
+        stream: After an evaluation.
+        measures: Names; DeadUnits, DormantUnits, OverActiveUnits, EffectiveRank and WeightMagnitude if None. There are:
+
+            - DeadUnits, DormantUnits, OverActiveUnits, NonFiniteUnits: shares of units, 0..1, units counted equally;
+            - EffectiveRank, StableRank, Rank99, ParticipationRatio: of the penultimate representation;
+            - WeightMagnitude: of the weights at that time;
+            - DistanceFromInitialisation: from the parameters as they were first seen, at the beginning of a training
+              or evaluation, of an experience or of an epoch; a model that replaces another begins anew. A parameter
+              that grows is left out. Keeps a copy of the parameters;
+            - GradientNorm: of the gradient just before the update, after what other plugins did to it; its mean over
+              the iterations of an epoch.
+
+            `plasticity.measures` defines each.
+        per_layer: Emit each measure of units or parameters for every layer too: its name is the last part of the
+            metric's, "(model)" for parameters of the model itself.
+        tau: Largest score of a dormant unit, 0..1.
+        over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
+        features: Rows of the penultimate representation on which ranks are computed, at most: the first ones; over a
+            stream equally many of each experience, its first ones.
+
+    Returns:
+        One metric that emits all of them, from one watch; or none.
+
+    Raises:
+        UserError: If a measure is unknown, a setting has no meaning, or GradientNorm alone is asked for in evaluation.
+
+    Source: of each measure in `plasticity.measures`.
+    """
+    if not (minibatch or epoch or experience or stream):
+        return []
+    names = DEFAULT if measures is None else (measures,) if isinstance(measures, str) else measures
+    settings = Settings(
+        measures=tuple(dict.fromkeys(names)),
+        minibatch=minibatch,
+        epoch=epoch,
+        experience=experience,
+        stream=stream,
+        per_layer=per_layer,
+        tau=tau,
+        over_active_bound=over_active_bound,
+        features=features,
+    )
+    return [PlasticityMetrics(settings)]
+
+
+class PlasticityMetrics(PluginMetric[float]):
+    """Emits every measure at every granularity asked for, from one watch; made by `plasticity_metrics`.
+
+    Args:
+        settings: What to measure, and when.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
+        self.settings = settings
+        rows = settings.features if settings.needs("features") else 0
+        watched = settings.needs("units") or settings.needs("features")
+        self._training = self._evaluation = None
+        if watched and settings.in_training:
+            self._training = Observer(rows, wide=settings.epoch)
+        if watched and settings.in_evaluation:
+            self._evaluation = Observer(rows, wide=settings.stream, shared=True)
+        self._initial: dict[str, Tensor] = {}
+        self._model: weakref.ref[nn.Module] | None = None
+        self._gradients: Values = {}
+        self._gradient_sums: dict[str | None, tuple[Tensor, int]] = {}
+
+    def result(self) -> float | None:
+        """Return None: values are emitted with their names."""
+        return None
+
+    def reset(self) -> None:
+        """Forget what was seen; the initial parameters stay."""
+        self._restart_training()
+        self._restart_evaluation()
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def before_training(self, strategy: Any) -> None:
+        """Note the initial parameters."""
+        self._remember(strategy)
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Note the initial parameters of new heads, or of a new model."""
+        self._remember(strategy)
+
+    def before_training_epoch(self, strategy: Any) -> None:
+        """Begin an epoch."""
+        self._remember(strategy)
+        self._restart_training()
+
+    def before_forward(self, strategy: Any) -> None:
+        """Watch the training forward pass that follows."""
+        if self._training is not None:
+            self._training.begin(strategy)
+
+    def after_forward(self, strategy: Any) -> None:
+        """Stop watching."""
+        if self._training is not None:
+            self._training.end()
+
+    def before_update(self, strategy: Any) -> None:
+        """Measure the gradient, as the optimizer is about to use it."""
+        if not (self.settings.in_training and self.settings.needs("gradients")):
+            return
+        self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
+        if self.settings.epoch:
+            for layer, norm in self._gradients.items():
+                total, count = self._gradient_sums.get(layer, (0.0, 0))
+                self._gradient_sums[layer] = (norm + total, count + 1)
+
+    def after_training_iteration(self, strategy: Any) -> Emitted:
+        """Emit what the mini-batch showed."""
+        if not self.settings.minibatch:
+            return None
+        seen = self._training.close() if self._training is not None else None
+        norms, self._gradients = self._gradients, {}
+        return self._emit(strategy, "MB", seen, norms)
+
+    def after_training_epoch(self, strategy: Any) -> Emitted:
+        """Emit what the epoch showed."""
+        if not self.settings.epoch:
+            return None
+        if self._training is not None:
+            self._training.close()
+        means: Values = {layer: total / count for layer, (total, count) in self._gradient_sums.items()}
+        emitted = self._emit(strategy, "Epoch", None if self._training is None else self._training.wide, means)
+        self._restart_training()  # nothing that is no longer needed goes into a checkpoint
+        return emitted
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def before_eval(self, strategy: Any) -> None:
+        """Begin an evaluation."""
+        self._remember(strategy)
+        self._restart_evaluation()
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        """Note the initial parameters of heads that the evaluation made."""
+        self._remember(strategy)
+
+    def before_eval_forward(self, strategy: Any) -> None:
+        """Watch the forward pass that follows."""
+        if self._evaluation is not None:
+            self._evaluation.begin(strategy)
+
+    def after_eval_forward(self, strategy: Any) -> None:
+        """Stop watching."""
+        if self._evaluation is not None:
+            self._evaluation.end()
+
+    def after_eval_exp(self, strategy: Any) -> Emitted:
+        """Emit what the experience showed."""
+        seen = self._evaluation.close() if self._evaluation is not None else None
+        return self._emit(strategy, "Exp", seen, {}) if self.settings.experience else None
+
+    def after_eval(self, strategy: Any) -> Emitted:
+        """Emit what the whole evaluation showed."""
+        seen = None if self._evaluation is None else self._evaluation.wide
+        emitted = self._emit(strategy, "Stream", seen, {}) if self.settings.stream else None
+        self._restart_evaluation()
+        return emitted
+
+    # --- common ------------------------------------------------------------------------------------------------
+
+    def _restart_training(self) -> None:
+        if self._training is not None:
+            self._training.restart()
+        self._gradients, self._gradient_sums = {}, {}
+
+    def _restart_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.restart()
+
+    def _emit(self, strategy: Any, granularity: str, seen: Tally | None, gradient_norms: Values) -> list[MetricValue]:
+        if strategy.experience is None:  # an evaluation of no experience: nothing to name, nothing to measure
+            return []
+        evidence = Evidence(
+            model=unwrap(strategy.model),
+            statistics={} if seen is None else seen.statistics,
+            features=None if seen is None else seen.features(),
+            initial=self._initial,
+            gradients=gradient_norms,
+            tau=self.settings.tau,
+            over_active_bound=self.settings.over_active_bound,
+            per_layer=self.settings.per_layer,
+        )
+        found: dict[str, Tensor] = {}
+        for measure in self.settings.measures:
+            title = f"{measure}_{granularity}"
+            name = get_metric_name(title, strategy, add_experience=granularity == "Exp", add_task=True)
+            for layer, value in MEASURES[measure].compute(evidence).items():
+                found[name if layer is None else f"{name}/{layer or '(model)'}"] = value
+        if not found:
+            return []
+        x = int(strategy.clock.train_iterations)
+        numbers = stack(found.values()).tolist()  # the only copy to the host
+        return [MetricValue(self, name, number, x) for name, number in zip(found, numbers, strict=True)]
+
+    def _remember(self, strategy: Any) -> None:
+        """Keep the parameters that were never seen before as they are now."""
+        if not self.settings.needs("initial"):
+            return
+        model = unwrap(strategy.model)
+        if self._model is not None and self._model() is not model:
+            self._initial = {}  # another model than before, not one restored from a checkpoint
+        self._model = weakref.ref(model)
+        for name, parameter in model.named_parameters():
+            if name not in self._initial and not is_lazy(parameter):
+                self._initial[name] = parameter.detach().clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}

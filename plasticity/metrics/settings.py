@@ -1,0 +1,66 @@
+"""What the metrics measure, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plasticity.errors import UserError
+from plasticity.metrics.measured import MEASURES, Needs
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `plasticity_metrics`, which explains them.
+
+    Attributes:
+        measures: Names of the measures, each once.
+        minibatch: Emit after every training iteration.
+        epoch: Emit after every training epoch.
+        experience: Emit after the evaluation of each experience.
+        stream: Emit after an evaluation.
+        per_layer: Emit a value for every layer too.
+        tau: Largest score of a dormant unit, 0..1.
+        over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
+        features: Rows of the penultimate representation on which ranks are computed, at most.
+
+    Raises:
+        UserError: If a measure is unknown, a setting has no meaning, or nothing could ever be emitted.
+    """
+
+    measures: tuple[str, ...]
+    minibatch: bool
+    epoch: bool
+    experience: bool
+    stream: bool
+    per_layer: bool
+    tau: float
+    over_active_bound: float
+    features: int
+
+    def __post_init__(self) -> None:
+        for name in self.measures:
+            if name not in MEASURES:
+                raise UserError(f"unknown measure {name!r}; there are: {', '.join(MEASURES)}")
+        if not self.measures:
+            raise UserError(f"name at least one measure; there are: {', '.join(MEASURES)}")
+        for name, value in {"tau": self.tau, "over_active_bound": self.over_active_bound}.items():
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must be between 0 and 1, not {value}")
+        if self.features < 1:
+            raise UserError(f"features must be at least 1, not {self.features}")
+        if not self.in_training and all(MEASURES[name].needs == "gradients" for name in self.measures):
+            raise UserError("GradientNorm is emitted in training only: ask for minibatch=True or epoch=True")
+
+    @property
+    def in_training(self) -> bool:
+        """Whether anything is emitted in training."""
+        return self.minibatch or self.epoch
+
+    @property
+    def in_evaluation(self) -> bool:
+        """Whether anything is emitted in evaluation."""
+        return self.experience or self.stream
+
+    def needs(self, what: Needs) -> bool:
+        """Whether a measure is computed from this."""
+        return any(MEASURES[name].needs == what for name in self.measures)
