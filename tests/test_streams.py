@@ -1,0 +1,220 @@
+"""Streams and the networks that go with them."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from avalanche.models import MultiTaskModule
+from torch import nn
+
+from benchmarks import data, models, streams
+from benchmarks.data import ImageData
+from benchmarks.models import build_model, register_model
+from benchmarks.streams import Benchmark, StreamSettings, get_benchmark, register_benchmark, stream_shape
+from benchmarks.tensors import dataset_tensors
+from plasticity.errors import UserError
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Small stand-ins for the CIFAR data: every pixel of a sample is its class."""
+
+    def load(name, directory=None):
+        if name == "digits":
+            return data.load(name)
+        classes = {"cifar10": 10, "cifar100": 100}[name]
+        labels = torch.arange(classes).repeat(3)
+        pixels = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
+        return ImageData(pixels, labels, pixels[:classes], labels[:classes])
+
+    monkeypatch.setattr("benchmarks.streams.builders.load", load)
+
+
+def built(name, **settings):
+    benchmark = get_benchmark(name)
+    resolved = benchmark.resolve(StreamSettings(**settings))
+    return benchmark.build(resolved), resolved
+
+
+def columns(stream):
+    return [dataset_tensors(experience.dataset) for experience in stream]
+
+
+def same(one, other):
+    pairs = zip(columns(one), columns(other), strict=True)
+    return all(torch.equal(a, b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", list(streams.BENCHMARKS))
+def test_the_seed_and_nothing_else_decides_a_stream(name, images):
+    experiences = {"permuted-digits": 3}.get(name)
+    one, _ = built(name, seed=1, experiences=experiences)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again, _ = built(name, seed=1, experiences=experiences)
+    other, _ = built(name, seed=2, experiences=experiences)
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(one.train_stream, again.train_stream) and same(one.test_stream, again.test_stream)
+    assert not same(one.train_stream, other.train_stream)
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+@pytest.mark.parametrize(("name", "experiences", "width"), [("split-digits", 5, 2), ("split-cifar100", 20, 5)])
+def test_split(name, experiences, width, scenario, images):
+    stream, settings = built(name, scenario=scenario, experiences=experiences)
+    originals = []
+    for part in (stream.train_stream, stream.test_stream):
+        seen = []
+        assert [experience.current_experience for experience in part] == list(range(experiences))
+        for index, experience in enumerate(part):
+            inputs, labels, tasks = dataset_tensors(experience.dataset)
+            first = index * width if scenario == "class" else 0
+            assert labels.unique().tolist() == list(range(first, first + width))
+            assert set(tasks.tolist()) == {index if scenario == "task" else 0}
+            assert experience.task_label == (index if scenario == "task" else 0)
+            assert list(experience.classes_in_this_experience) == labels.unique().tolist()
+            assert inputs.dtype == torch.float32
+            groups = [inputs[labels == label] for label in labels.unique()]
+            if name == "split-cifar100":  # the pixels tell the class
+                assert all(len(group[:, 0, 0, 0].unique()) == 1 for group in groups)
+                seen += [round(group[0, 0, 0, 0].item(), 4) for group in groups]
+        originals.append(seen)
+    assert originals[0] == originals[1] and len(set(originals[0])) == len(originals[0])
+    shape = stream_shape(stream, settings)
+    assert shape.num_classes == (experiences * width if scenario == "class" else width)
+    assert shape.task_labels == (scenario == "task")
+    assert shape.input_shape == ((64,) if name == "split-digits" else (3, 32, 32))
+
+
+def test_split_keeps_every_sample():
+    stream, _ = built("split-digits")
+    whole = data.load("digits")
+    assert sum(len(experience.dataset) for experience in stream.train_stream) == 1437
+    rows = torch.cat([inputs for inputs, *_ in columns(stream.test_stream)])
+    assert sorted(rows.tolist()) == sorted((whole.test_x / 16).tolist())
+
+
+def test_permuted():
+    stream, _ = built("permuted-digits", experiences=4)
+    whole = data.as_inputs("digits", data.load("digits").train_x)
+    inputs = [x for x, *_ in columns(stream.train_stream)]
+    for index, (x, (_, labels, tasks)) in enumerate(zip(inputs, columns(stream.train_stream), strict=True)):
+        assert torch.equal(x.sort(dim=1).values, whole.sort(dim=1).values)
+        assert torch.equal(labels, data.load("digits").train_y) and not tasks.any()
+        assert all(not torch.equal(x, other) for other in [whole, *inputs[:index]])
+    longer, _ = built("permuted-digits", experiences=6)
+    assert same(list(longer.train_stream)[:4], stream.train_stream)
+    # Training and test pixels are permuted alike.
+    for x, (y, *_) in zip(inputs, columns(stream.test_stream), strict=True):
+        assert torch.corrcoef(torch.stack([x.mean(0), y.mean(0)]))[0, 1] > 0.99
+
+
+def test_pairs(images):
+    stream, settings = built("cifar100-pairs", experiences=7)
+    assert settings.scenario == "task" and stream_shape(stream, settings) == (2, (3, 32, 32), True)
+    all_of_them, _ = built("cifar100-pairs")
+    assert len(all_of_them.train_stream) == 50
+    assert same(list(all_of_them.train_stream)[:7], stream.train_stream)
+    pixels = [x[:, 0, 0, 0].unique().tolist() for x, *_ in columns(all_of_them.train_stream)]
+    assert len({value for pair in pixels for value in pair}) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("split-cifar100", {"experiences": 7}, ["100 classes", "7", "1, 2, 4, 5, 10, 20, 25, 50, 100"]),
+        ("split-digits", {"experiences": 10, "scenario": "task"}, ["10", "1, 2, 5"]),
+        ("split-digits", {"experiences": 0}, ["at least 1", "0"]),
+        ("permuted-digits", {"experiences": -3}, ["at least 1", "-3"]),
+        ("cifar100-pairs", {"experiences": 51}, ["51", "1 to 50"]),
+        ("permuted-digits", {"scenario": "class"}, ["'class'", "domain, task"]),
+        ("split-digits", {"scenario": "online"}, ["'online'", "class, task, domain"]),
+    ],
+)
+def test_impossible_settings(name, settings, words, images):
+    with pytest.raises(UserError) as error:
+        built(name, **settings)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match=r"did you mean split-cifar10.*permuted-digits, split-digits"):
+        get_benchmark("split-cifar")
+    with pytest.raises(UserError, match=r"did you mean pairs-conv.*mlp-3x128, pairs-conv, slim-resnet18"):
+        build_model("pair-conv", 2, (3, 32, 32))
+
+
+def test_a_stream_and_a_model_of_ones_own(monkeypatch):
+    monkeypatch.setattr(streams.benchmark, "BENCHMARKS", dict(streams.BENCHMARKS))
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+
+    def mine(settings):
+        parts = [(torch.rand(6, 4), torch.arange(6) % 3) for _ in range(settings.experiences)]
+        return streams.make_stream(parts, parts, settings.scenario)
+
+    register_model("linear", lambda num_classes, input_shape, task_labels: nn.Linear(*input_shape, num_classes))
+    benchmark = register_benchmark(Benchmark("mine", "mine", mine, experiences=2, model="linear", scenario="domain"))
+    settings = get_benchmark("mine").resolve(StreamSettings())
+    shape = stream_shape(benchmark.build(settings), settings)
+    assert shape == (3, (4,), False)
+    assert build_model("linear", *shape).weight.shape == (3, 4)
+    with pytest.raises(UserError, match="'mine'"):
+        register_benchmark(benchmark)
+    with pytest.raises(UserError, match="'linear'"):
+        register_model("linear", nn.Linear)
+    digits = Benchmark("x", "x", partial(streams.split_stream, "digits"), experiences=2, model="mlp-3x128")
+    assert len(digits.build(StreamSettings()).train_stream) == 2
+
+
+@pytest.mark.parametrize("task_labels", [False, True])
+@pytest.mark.parametrize(
+    ("name", "input_shape"),
+    [("mlp-3x128", (64,)), ("mlp-3x128", (1, 28, 28)), ("pairs-conv", (3, 32, 32)), ("pairs-conv", (1, 28, 28))]
+    + [("slim-resnet18", (3, 32, 32))],
+)
+def test_models(name, input_shape, task_labels):
+    torch.manual_seed(3)
+    network = build_model(name, 4, input_shape, task_labels)
+    assert isinstance(network, MultiTaskModule) == task_labels
+    network.eval()
+    inputs = torch.rand(5, *input_shape)
+    output = network(inputs, torch.zeros(5, dtype=torch.int64)) if task_labels else network(inputs)
+    assert output.shape == (5, 4)
+    torch.manual_seed(3)
+    again = build_model(name, 4, input_shape, task_labels)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    other = build_model(name, 4, input_shape, task_labels)
+    assert not all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_pairs_conv_layers():
+    trunk = build_model("pairs-conv", 2, (3, 32, 32), True).trunk
+    convolutions = [module for module in trunk if isinstance(module, nn.Conv2d)]
+    assert [(c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
+        (16, (5, 5), (2, 2)),
+        (32, (3, 3), (2, 2)),
+        (32, (3, 3), (2, 2)),
+    ]
+    linear = [module for module in trunk if isinstance(module, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(128, 128), (128, 128)]
+    build_model("pairs-conv", 2, (1, 17, 17))(torch.rand(1, 1, 17, 17))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("pairs-conv", (64,)), ("pairs-conv", (3, 16, 32)), ("slim-resnet18", (1, 28, 28))]
+)
+def test_inputs_that_a_model_cannot_take(name, shape):
+    with pytest.raises(UserError, match=name):
+        build_model(name, 2, shape)
+
+
+def test_real_cifar100_pairs():
+    root = os.environ.get(data.ENVIRONMENT_VARIABLE)
+    if not root or not any((Path(root) / folder).is_dir() for folder in ("cifar-100-python", "cifar-100-binary")):
+        pytest.skip(f"{data.ENVIRONMENT_VARIABLE} names no folder with cifar100")
+    stream, _ = built("cifar100-pairs", experiences=3)
+    for train, test in zip(stream.train_stream, stream.test_stream, strict=True):
+        assert dataset_tensors(train.dataset)[1].bincount().tolist() == [500, 500]
+        assert dataset_tensors(test.dataset)[1].bincount().tolist() == [100, 100]
