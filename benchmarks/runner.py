@@ -181,7 +181,7 @@ def _run_parallel(todo: list[RunSettings], out: Path, jobs: int, modules: list[s
     context = multiprocessing.get_context("spawn")
     # Pinned here, for the children read it as they start, before anything sets the number of threads.
     threads = str(max(run.threads for run in todo))
-    os.environ.update({name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads))
     reports = context.SimpleQueue()
     by_folder = {run.folder.as_posix(): run for run in todo}
     pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker, (reports,))

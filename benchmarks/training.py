@@ -11,6 +11,7 @@ import torch
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
+from plasticity.metrics import JSONLinesLogger
 from torch import nn
 
 from benchmarks.comparison.measures import run_measures
@@ -20,7 +21,6 @@ from benchmarks.settings import FORMAT, RunSettings
 from benchmarks.streams import get_benchmark, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
-from plasticity.metrics import JSONLinesLogger
 from plasticity.probe import Probe
 from strategies import Context, build_plugins
 

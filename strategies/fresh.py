@@ -11,7 +11,7 @@ from plasticity.errors import UserError
 
 
 class FreshNetworkPlugin(SupervisedPlugin[Any]):
-    """Gives a strategy's model new random weights, and its optimizer an empty state, before each experience but the first.
+    """Gives the model new random weights and the optimizer an empty state before each experience but the first.
 
     Parameters are overwritten in place, so that whatever holds them goes on to work. A head that has grown, or that
     belongs to a task the new network does not know of, draws its weights by `reset_parameters`.
