@@ -10,24 +10,36 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 
-Moments = Literal["mean", "zero", "keep"]
+Moments = Literal["young", "mean", "zero", "keep"]
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")
 """State entries that grow with the square of the gradient, by the names PyTorch's optimizers give them."""
+_NO_MOMENTS = ("step_size", "ax")  # Rprop's step sizes and ASGD's averaged weights
 
 
-def clean_state(optimizer: Optimizer | None, parameter: Tensor, where: Tensor, moments: Moments = "mean") -> None:
+def clean_state(
+    optimizer: Optimizer | None, parameter: Tensor, where: Tensor, moments: Moments = "young", share: float = 0.01
+) -> None:
     """Clean the optimizer state of some entries of a parameter; the state of all others is left alone.
 
-    First moments and momentum become 0. Second moments become 0 with "zero": at a large step count, which PyTorch
-    keeps once for a whole tensor, the entries' first steps are then up to 6.5 times too large. With "mean" they become
-    the mean over the entries that are kept: no step is too large, and steps are small while gradients are. The step
-    count stays: resetting it would starve the other entries. A missing or partial state is left as it is.
+    First moments and momentum become 0. Adam corrects second moments for their age, but PyTorch keeps one age, the step
+    count, for a whole tensor; resetting it would starve the other entries, so it stays. What the second moments become
+    decides over the first hundreds of steps, compared here with an Adam that keeps an age for every entry, on
+    classification and regression with an MLP:
+
+    - "zero": steps are up to six times too large, and reset units die again more often.
+    - "mean", the mean over the entries that are kept: steps are too small, of incoming weights up to a hundred times,
+      since gradients begin at 0 there.
+    - "young", `share` of that mean: within a factor of about two.
+
+    A missing or partial state is left as it is.
 
     Args:
         optimizer: The optimizer, or None for nothing to clean.
         parameter: The parameter, as the optimizer holds it.
         where: Boolean tensor of the parameter's shape, True for the entries to clean.
         moments: What becomes of second moments; "keep" leaves the whole state as it is.
+        share: For "young". The default suits entries whose gradient grows from 0, as that of the incoming weights of a
+            unit whose outgoing weights are 0; 0.1 suits those whose gradient is at once as large as others'.
 
     Raises:
         UserError: If `moments` is unknown.
@@ -39,13 +51,15 @@ def clean_state(optimizer: Optimizer | None, parameter: Tensor, where: Tensor, m
     state = optimizer.state.get(parameter)
     if not state:
         return
+    factor = {"young": share, "mean": 1.0, "zero": 0.0}[moments]
     with torch.no_grad():
         for name, entry in state.items():
             if not isinstance(entry, Tensor) or entry.shape != parameter.shape or entry.dim() == 0:
                 continue
-            if name in SECOND_MOMENTS and moments == "mean":
-                kept = (~where).sum()
-                mean = torch.where(where, 0, entry).sum() / kept.clamp(min=1)
-                entry.copy_(torch.where(where, mean.to(entry.dtype), entry))
-            else:
+            if name in SECOND_MOMENTS and factor > 0:
+                kept = ~where & (entry > 0)  # removed weights never had a gradient
+                wide = torch.promote_types(entry.dtype, torch.float32)
+                mean = torch.where(kept, entry, 0).sum(dtype=wide) / kept.sum().clamp(min=1)
+                entry.copy_(torch.where(where, factor * mean, entry))
+            elif name not in _NO_MOMENTS:
                 entry.masked_fill_(where, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from plasticity.masks import Masks
 from plasticity.optimizer_state import Moments, clean_state
 
 Index = Tensor | Sequence[int]
+OUTGOING_SHARE = 0.1
+"""For `clean_state`: the gradient of a new unit's outgoing weights is at once as large as that of other weights."""
 
 
 def silence(model: nn.Module, group: UnitGroup, index: Index, optimizer: Optimizer | None = None) -> None:
@@ -47,7 +50,7 @@ def reinitialise(
     *,
     initial: Mapping[str, Tensor] | None = None,
     masks: Masks | None = None,
-    moments: Moments = "mean",
+    moments: Moments = "young",
 ) -> None:
     """Make some units new: fresh incoming weights and bias, outgoing weights 0, optimizer state cleaned.
 
@@ -60,7 +63,7 @@ def reinitialise(
         group: A private group of it.
         index: (n,) numbers of the units, or a (size,) boolean mask.
         optimizer: Its state is cleaned at every changed weight, and nowhere else.
-        generator: Where fresh weights are drawn from; None: PyTorch's own.
+        generator: Where fresh weights are drawn from, the same for every device; None: PyTorch's own, of the CPU.
         initial: Parameters and buffers at initialisation by qualified name, such as a copied `state_dict()`.
         masks: Removed connections, which stay removed.
         moments: What becomes of second moments, see `plasticity.optimizer_state.clean_state`.
@@ -79,7 +82,7 @@ def reinitialise(
             weight = _parameter(model, reader.layer, "weight")
             where = outgoing(model, reader, chosen)
             weight.masked_fill_(where, 0)
-            clean_state(optimizer, weight, where, moments)
+            clean_state(optimizer, weight, where, moments, OUTGOING_SHARE)
         if masks is not None:
             masks.apply(model)
 
@@ -148,7 +151,7 @@ def _renew_rows(
     initial: Mapping[str, Tensor],
     moments: Moments,
 ) -> None:
-    rows = incoming(model, write, index)
+    rows = incoming(model, write, index)  # refuses a weight that is not the layer's own
     fresh = _fresh(layer(model, write.layer), write.layer, generator, initial)
     for name, values in fresh.items():
         parameter = _parameter(model, write.layer, name)
@@ -179,32 +182,40 @@ def _fresh(
         drawn = {}
         for key, parameter in own.items():
             pool = known[key].to(parameter).flatten()
-            device = generator.device if generator is not None else parameter.device
+            device = generator.device if generator is not None else torch.device("cpu")
             picks = torch.randint(len(pool), parameter.shape, generator=generator, device=device)
             drawn[key] = pool[picks.to(parameter.device)]
         return drawn
     reset = getattr(module, "reset_parameters", None)
     if not callable(reset):
         raise UserError(f"layer '{name}' ({type(module).__name__}) has no reset_parameters(); give `initial` instead")
-    before = {key: parameter.detach().clone() for key, parameter in own.items()}
+    with _copied(module), torch.random.fork_rng(devices=[], enabled=generator is not None):
+        if generator is not None:
+            seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+            torch.default_generator.manual_seed(int(seed))
+        reset()
+        return {key: getattr(module, key).detach().to(parameter.device) for key, parameter in own.items()}
+
+
+@contextmanager
+def _copied(module: nn.Module) -> Iterator[None]:
+    """Let a layer work on copies of its tensors on the CPU, whose random numbers are the same for every device."""
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
     try:
-        if generator is None:
-            reset()
-        else:
-            devices = [p.device for p in own.values() if p.device.type == "cuda"][:1]
-            seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(seed)
-                reset()
-        return {key: parameter.detach().clone() for key, parameter in own.items()}
+        for key, parameter in module.named_parameters(recurse=False):
+            module._parameters[key] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
+        for key, buffer in module.named_buffers(recurse=False):
+            module._buffers[key] = buffer.detach().to("cpu", copy=True)
+        yield
     finally:
-        for key, parameter in own.items():
-            parameter.copy_(before[key])
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
 
 
 def _parameter(model: nn.Module, name: str, which: str) -> nn.Parameter:
     parameter = getattr(layer(model, name), which)
-    assert isinstance(parameter, nn.Parameter)
+    if not isinstance(parameter, nn.Parameter):
+        raise UserError(f"the {which} of layer '{name}' is computed from other tensors and cannot be changed in place")
     return parameter
 
 
