@@ -96,15 +96,20 @@ class Masks:
         """Take over masks that `state_dict` returned."""
         self._kept = {name: mask.to(torch.bool).clone() for name, mask in state.items()}
 
+    def disturbed(self, model: nn.Module) -> bool:
+        """Return whether any removed weight is not 0, as in a model on which these masks were never applied."""
+        return any(bool((~self.kept(model, name) & (_weight(model, name) != 0)).any()) for name in self._kept)
+
     def prune_missing(self, model: nn.Module) -> None:
         """Forget the masks of layers that the model no longer has."""
         modules = dict(unwrap(model).named_modules())
         self._kept = {name: mask for name, mask in self._kept.items() if name in modules}
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
+def _weight(model: nn.Module, name: str) -> nn.Parameter:
     weight = layer(model, name).weight
-    assert isinstance(weight, Tensor)
+    if not isinstance(weight, nn.Parameter):
+        raise UserError(f"the weight of layer '{name}' is computed from other tensors and cannot be masked")
     return weight
 
 

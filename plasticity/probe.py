@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,10 @@ class Probe:
         """
         columns = list(zip(*batches, strict=True))
         for column in columns:
-            alike = all(isinstance(part, Tensor) and part.dim() > 0 for part in column)
+            alike = all(
+                isinstance(part, Tensor) and part.dim() > 0 and len(part) == len(batch[0])
+                for part, batch in zip(column, batches, strict=True)
+            )
             if not alike or len({part.shape[1:] for part in column}) > 1:
                 return cls(batches)
         joined = [torch.cat(column).split(size) for column in columns]
@@ -46,19 +50,14 @@ class Probe:
         return sum(len(batch[0]) for batch in self.batches)
 
     def example(self, samples: int = 4) -> tuple[Any, ...]:
-        """Return the first few samples of the last batch, to find units with.
+        """Return the first few samples of the largest batch, to find units with.
 
         Raises:
             UserError: If the probe is empty.
         """
         if not self.batches:
             raise UserError("no training mini-batch has been seen yet")
-        batch = self.batches[-1]
-        length = len(batch[0])
-        return tuple(
-            part[:samples] if isinstance(part, Tensor) and part.dim() > 0 and len(part) == length else part
-            for part in batch
-        )
+        return _rows(max(self.batches, key=lambda batch: len(batch[0])), slice(samples))
 
     def outputs(self, model: nn.Module) -> Tensor:
         """Run the model in eval mode over the probe and return its outputs, (samples, features)."""
@@ -78,6 +77,52 @@ class Probe:
             raise UserError("no training mini-batch has been seen yet")
         found = [_first_tensor(model(*batch)).detach() for batch in self.batches]
         return torch.cat([part.reshape(len(part), -1).float() for part in found])
+
+
+class RecentInputs:
+    """The latest inputs of a stream of mini-batches.
+
+    Args:
+        limit: How many samples are kept, at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.samples = 0
+        self._batches: deque[tuple[Any, ...]] = deque()
+
+    def add(self, batch: tuple[Any, ...]) -> None:
+        """Take in the inputs of a mini-batch; batches without a sample among the latest are forgotten."""
+        self._batches.append(tuple(part.detach() if isinstance(part, Tensor) else part for part in batch))
+        self.samples += len(batch[0])
+        while self.samples - len(self._batches[0][0]) >= self.limit:
+            self.samples -= len(self._batches.popleft()[0])
+
+    def batches(self) -> list[tuple[Any, ...]]:
+        """Return the latest samples, at most `limit`, in batches as they came."""
+        found: list[tuple[Any, ...]] = []
+        room = self.limit
+        for batch in reversed(self._batches):
+            length = len(batch[0])
+            if room > 0 and length > 0:
+                found.append(_rows(batch, slice(max(length - room, 0), length)))
+            room -= length
+        return found[::-1]
+
+    def probe(self, device: torch.device | str | None = None) -> Probe:
+        """Return the latest samples as a probe, on a device."""
+        batches = [
+            tuple(part.to(device) if isinstance(part, Tensor) else part for part in batch) for batch in self.batches()
+        ]
+        return Probe.joined(batches)
+
+
+def _rows(batch: tuple[Any, ...], rows: slice) -> tuple[Any, ...]:
+    """Return some samples of a batch; what does not hold one entry a sample stays whole."""
+    length = len(batch[0])
+    return tuple(
+        part[rows] if isinstance(part, Tensor) and part.dim() > 0 and len(part) == length else part for part in batch
+    )
 
 
 @contextmanager
@@ -106,6 +151,8 @@ def _first_tensor(output: Any) -> Tensor:
 def output_shift(before: Tensor, after: Tensor) -> float:
     """Return how far outputs moved: the mean distance of a sample's outputs over their mean length before.
 
+    Features that were and are the same number for every sample, as those of classes that a head hides, are left out.
+
     Args:
         before: (samples, features) outputs before an intervention.
         after: (samples, features) outputs after it.
@@ -113,6 +160,7 @@ def output_shift(before: Tensor, after: Tensor) -> float:
     Returns:
         0 for equal outputs; the mean distance itself where all outputs were 0.
     """
-    distance = float((after - before).norm(dim=1).mean())
-    length = float(before.norm(dim=1).mean())
+    varies = ((before != before[:1]) | (after != before[:1])).any(0)
+    distance = float((after - before)[:, varies].norm(dim=1).mean())
+    length = float(before[:, varies].norm(dim=1).mean())
     return distance / length if length > 0 else distance

@@ -38,7 +38,8 @@ class StrippingRule:
     """How dead units are stripped.
 
     Attributes:
-        fraction: Share of a unit's remaining connections below whose quantile connections go, in [0, 1].
+        fraction: Share of a unit's remaining connections below whose quantile connections go, in [0, 1]; 0 leaves the
+            network alone.
         score: What ranks connections: "signed_contribution", weight times mean input, or "signed_weight".
         guard: Remove only connections with a negative score, and at least one while there is any.
         fallback: For units that stripping cannot help: "zero_bias" raises a negative bias (or a normaliser's negative
@@ -58,15 +59,17 @@ class StrippingRule:
 
     def __post_init__(self) -> None:
         for name in ("fraction", "max_row_sparsity"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.rounds < 0:
-            raise UserError(f"rounds must not be negative, not {self.rounds}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {value!r}")
+        if not isinstance(self.rounds, int) or self.rounds < 0:
+            raise UserError(f"rounds must be a whole number of at least 0, not {self.rounds!r}")
         for name, kind in (("score", Score), ("fallback", Fallback)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(get_args(kind))}")
 
 
+_AT_ONCE = 2**22  # connections of dead units ranked at a time
 PRESETS: dict[str, StrippingRule] = {
     "default": StrippingRule(),
     "whitaker2023": StrippingRule(
@@ -99,8 +102,8 @@ def strip_dead_units(
 
     Returns:
         The report. Its counts are "dead" (before), "stripped" units, removed "connections", units helped by the
-        fallback ("fallback"), "revived" units, units "still_dead", "rounds", and the "removed_fraction" of the weights
-        of all layers ever stripped.
+        fallback ("fallback"), "revived" units, units "still_dead" (after, with any that died meanwhile), "rounds", and
+        the "removed_fraction" of the weights of all layers ever stripped.
     """
     treated: dict[str, Tensor] = {}
     helped: dict[str, Tensor] = {}
@@ -114,7 +117,7 @@ def strip_dead_units(
         if before is None:
             before, first_dead = outputs, dead
         counts = torch.stack([mask.sum() for mask in dead.values()]).tolist() if dead else []
-        if attempt == rule.rounds or not any(counts):
+        if attempt == rule.rounds or rule.fraction == 0 or not any(counts):
             break
         means = activity.input_means() if rule.score == "signed_contribution" else {}
         changed = False
@@ -183,18 +186,22 @@ def _treat(
         chosen = index[~raised]
         if len(chosen) == 0:
             break
-        rows = write.rows.to(index.device)[chosen]
-        remove = select_connections(model, write, rows, means.get(write.layer), masks, rule)
         weight = layer(model, write.layer).weight
         assert isinstance(weight, Tensor)
-        where = torch.zeros_like(weight, dtype=torch.bool)
-        where.view(len(weight), -1)[rows[rows >= 0]] = remove[rows >= 0]
-        masks.remove(model, write.layer, where, cleaned)
-        stripped[~raised] |= remove.any(1)
+        where = torch.zeros_like(weight, dtype=torch.bool).view(len(weight), -1)
+        some = []
+        for rows in write.rows.to(index.device)[chosen].split(max(1, _AT_ONCE // where.shape[1])):
+            remove = select_connections(model, write, rows, means.get(write.layer), masks, rule)
+            where[rows[rows >= 0]] |= remove[rows >= 0]
+            some.append(remove.any(1))
+        found = torch.cat(some)
+        if bool(found.any()):
+            masks.remove(model, write.layer, where.view_as(weight), cleaned)
+            stripped[~raised] |= found
     exhausted = ~raised & ~stripped
     if rule.fallback == "zero_bias" and bool(exhausted.any()):
         for write in group.writes:
-            raised |= exhausted & _raise_to_zero(layer(model, write.layer), write.rows, index, optimizer, exhausted)
+            raised |= _raise_to_zero(layer(model, write.layer), write.rows, index, optimizer, exhausted)
     elif rule.fallback == "reinitialise" and group.private and bool(exhausted.any()):
         reinitialise(model, group, index[exhausted], optimizer, generator, masks=masks)
         raised |= exhausted
@@ -225,14 +232,12 @@ def select_connections(
     picked = rows.clamp(min=0)
     values = flat[picked]
     remaining = masks.kept(model, write.layer).reshape(len(weight), -1)[picked] & (values != 0) & (rows >= 0)[:, None]
-    score = values.to(torch.float64)
+    score = values if values.dtype in (torch.float32, torch.float64) else values.float()
     if rule.score == "signed_contribution":
         assert mean_input is not None
-        score = score * _inputs_of_rows(module, weight, picked, mean_input)
+        score = score * _inputs_of_rows(module, weight, picked, mean_input)  # double precision, as the mean inputs
         score = score * _sign_behind(model, write, picked)[:, None]
-    ranked = torch.where(remaining, score, float("nan"))
-    threshold = torch.nanquantile(ranked, rule.fraction, dim=1, keepdim=True)
-    candidates = remaining & (score < threshold)
+    candidates = remaining & (score < _quantile(score, remaining, rule.fraction))
     if rule.guard:
         negative = remaining & (score < 0)
         candidates &= negative
@@ -241,10 +246,19 @@ def select_connections(
         if rule.fraction > 0:
             candidates |= torch.zeros_like(candidates).scatter(1, lowest, needs_one)
     width = score.shape[1]
-    room = int(rule.max_row_sparsity * width) - (width - remaining.sum(1, keepdim=True))
+    room = int(rule.max_row_sparsity * width + 1e-9) - (width - remaining.sum(1, keepdim=True))
     order = torch.where(candidates, score, float("inf")).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     chosen: Tensor = candidates & (order < room)
     return chosen
+
+
+def _quantile(values: Tensor, among: Tensor, fraction: float) -> Tensor:
+    """Return the quantile of some values of each row, (n, 1); as `torch.quantile`, which takes no large tensors."""
+    ordered = torch.where(among, values, float("inf")).sort(1).values
+    last = (among.sum(1, keepdim=True) - 1).clamp(min=0)
+    place = last.to(values.dtype) * fraction
+    lower, upper = ordered.gather(1, place.floor().long()), ordered.gather(1, place.ceil().long())
+    return torch.lerp(lower, upper, place - place.floor())
 
 
 def _inputs_of_rows(module: nn.Module, weight: Tensor, rows: Tensor, mean_input: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.evaluation.metric_definitions import Metric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.models.utils import is_multi_task_module
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.treatment import Treatment
-from plasticity.probe import Probe
+from plasticity.probe import Probe, RecentInputs
 from plasticity.units import find_units
 
 Every = str | int
@@ -48,7 +48,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     Args:
         every: When to treat: "experience", before each experience but the first; "epoch", after each epoch; or a
             number of iterations.
-        probe_samples: On how many training samples units are judged, at most; they are the latest of the experience.
+        probe_samples: On how many training samples units are judged, at most; they are the latest ones, and no more
+            than the experience has, so that its epochs count once.
         seed: Seed of the plugin's own random generator.
 
     Attributes:
@@ -62,20 +63,16 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     def __init__(self, *, every: Every = "experience", probe_samples: int = 2048, seed: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
-        if isinstance(every, bool) or (isinstance(every, int) and every < 1):
-            raise UserError(
-                f'every must be "experience", "epoch" or a number of iterations of at least 1, not {every!r}'
-            )
-        if isinstance(every, str) and every not in ("experience", "epoch"):
-            raise UserError(f'every must be "experience", "epoch" or a number of iterations, not {every!r}')
-        if probe_samples < 1:
-            raise UserError(f"probe_samples must be at least 1, not {probe_samples}")
+        if every not in ("experience", "epoch") and not _is_count(every):
+            raise UserError(f'every must be "experience", "epoch" or a whole number of iterations, not {every!r}')
+        if not _is_count(probe_samples):
+            raise UserError(f"probe_samples must be a whole number of at least 1, not {probe_samples!r}")
         self.every = every
         self.probe_samples = probe_samples
         self.history: list[dict[str, Any]] = []
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
-        self._batches: deque[tuple[Any, ...]] = deque()
-        self._limit = probe_samples
+        self._recent = RecentInputs(probe_samples)
+        self._online = 0
         self._iterations = 0
         self._units: UnitGroups | None = None
 
@@ -92,21 +89,19 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences, once the head and the optimizer are ready for the next one."""
         self._units = None
-        if not _at_task_boundary(strategy.experience):
-            return
-        if self.every == "experience" and self._batches:
+        if self.every == "experience" and self._recent.samples and _at_task_boundary(strategy.experience):
             self.intervene(strategy)
-        self._batches.clear()
-        self._limit = min(self.probe_samples, len(strategy.experience.dataset))
+        available = len(strategy.adapted_dataset)
+        if isinstance(strategy.experience, OnlineCLExperience):  # each has only a few samples
+            self._online = available = self._online + available
+        self._recent.limit = min(self.probe_samples, available)
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the latest inputs, and treat if it is time."""
-        self._batches.append(model_inputs(strategy))
-        while sum(len(batch[0]) for batch in self._batches) - len(self._batches[0][0]) >= self._limit:
-            self._batches.popleft()
-        self._iterations += 1
-        if self._units is None:
+        self._recent.add(model_inputs(strategy))
+        if self._iterations == 0:
             self._units = self.resolve(strategy)
+        self._iterations += 1
         if isinstance(self.every, int) and self._iterations % self.every == 0:
             self.intervene(strategy)
 
@@ -117,17 +112,13 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     # --- doing it ----------------------------------------------------------------------------------------------
 
-    def probe(self) -> Probe:
-        """Return the latest training inputs."""
-        return Probe.joined(list(self._batches))
-
     def resolve(self, strategy: Any) -> UnitGroups:
         """Find the units of the strategy's present model.
 
         Raises:
             UserError: If it has none.
         """
-        units = find_units(strategy.model, self.probe().example())
+        units = find_units(strategy.model, self._recent.probe(strategy.device).example())
         if len(units) == 0:
             raise UserError(
                 f"{type(self).__name__}: the model ({type(strategy.model).__name__}) has no hidden units: "
@@ -141,7 +132,9 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
             self._units = self.resolve(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
-        report = self.treat(strategy.model, self._units, self.probe(), strategy.optimizer, generator)
+        report = self.treat(
+            strategy.model, self._units, self._recent.probe(strategy.device), strategy.optimizer, generator
+        )
         self._generator_state = generator.get_state()
         if report is None:
             return
@@ -162,24 +155,34 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         return {
             "generator": self._generator_state.clone(),
             "iterations": self._iterations,
-            "limit": self._limit,
+            "limit": self._recent.limit,
+            "online": self._online,
             "history": [dict(entry) for entry in self.history],
-            "probe": [tuple(part.clone() if isinstance(part, Tensor) else part for part in b) for b in self._batches],
+            "probe": [
+                tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
+                for batch in self._recent.batches()
+            ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._generator_state = state["generator"].clone()
         self._iterations = int(state["iterations"])
-        self._limit = int(state["limit"])
+        self._online = int(state["online"])
         self.history = [dict(entry) for entry in state["history"]]
-        self._batches = deque(tuple(batch) for batch in state["probe"])
+        self._recent = RecentInputs(int(state["limit"]))
+        for batch in state["probe"]:
+            self._recent.add(tuple(batch))
         self._units = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state["_units"] = None
         return state
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def model_inputs(strategy: Any) -> tuple[Any, ...]:

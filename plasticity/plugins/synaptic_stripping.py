@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -66,6 +67,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
             raise UserError(f"SynapticStrippingPlugin has no argument {unknown[0]!r}; there are: {known}")
         self.rule = replace(PRESETS[preset], **rule)
         self.masks = Masks()
+        self._model: weakref.ref[nn.Module] | None = None
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
@@ -76,13 +78,16 @@ class SynapticStrippingPlugin(TreatmentPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences; masks follow the model that is now in place."""
         self.masks.prune_missing(strategy.model)
+        replaced = self._model is not None and self._model() is not strategy.model
+        if replaced and self.masks.disturbed(strategy.model):  # a network that starts anew, as GDumb's
+            self.masks = Masks()
+        self._model = weakref.ref(strategy.model)
         super().before_training_exp(strategy, *args, **kwargs)
         self.masks.apply(strategy.model)
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections out of the gradient."""
-        if self.rule.clean_optimizer:
-            self.masks.mask_gradients(strategy.model)
+        self.masks.mask_gradients(strategy.model)
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections at 0."""
@@ -96,3 +101,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self.masks.load_state_dict(state["masks"])
+        self._model = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_model": None}
