@@ -35,16 +35,12 @@ def find_units(model: nn.Module, example: Tensor | tuple[Any, ...]) -> UnitGroup
         TraceError: If the forward pass fails or cannot be followed; the message names the module and the operation.
     """
     model = unwrap(model)
-    return assemble(trace(model, example))
+    with torch.inference_mode(False):
+        return assemble(trace(model, example))
 
 
 def assemble(ledger: Ledger) -> UnitGroups:
     """Turn the record of a trace into groups."""
-    idle = sorted(
-        name.removesuffix(".weight")
-        for name in (f"{layer}.weight" if layer else "weight" for layer in ledger.layers)
-        if name not in ledger.parameters.used
-    )
     sites_of: dict[tuple[int, int], list[int]] = {}
     for index, site in enumerate(ledger.sites):
         for number, rows in site.written.items():
@@ -52,12 +48,12 @@ def assemble(ledger: Ledger) -> UnitGroups:
                 sites_of.setdefault((number, row), []).append(index)
     groups: list[UnitGroup] = []
     names: dict[str, int] = {}
-    for index, site in enumerate(ledger.sites):
+    for site in ledger.sites:
         calls = [ledger.calls[number] for number in sorted(site.written)]
         name = calls[0].layer
         names[name] = names.get(name, 0) + 1
         consumers = _consumers(ledger, site)
-        reason = _obstacle(ledger, index, site, sites_of, consumers, idle)
+        reason = _obstacle(ledger, site, sites_of, consumers)
         writes = []
         for call in calls:
             norm = site.norms.get(call.number)
@@ -81,12 +77,7 @@ def assemble(ledger: Ledger) -> UnitGroups:
 
 
 def _obstacle(
-    ledger: Ledger,
-    index: int,
-    site: SiteRecord,
-    sites_of: dict[tuple[int, int], list[int]],
-    consumers: tuple[Consumer, ...],
-    idle: list[str],
+    ledger: Ledger, site: SiteRecord, sites_of: dict[tuple[int, int], list[int]], consumers: tuple[Consumer, ...]
 ) -> str | None:
     """Say what keeps a group from being private, or return None."""
     for unit in range(site.base, site.base + site.size):
@@ -103,16 +94,21 @@ def _obstacle(
                 return f"`{call.layer}` feeds several activations"
         if bool((rows < 0).any()):
             return f"`{call.layer}` writes only some of its units"
-    layers = [ledger.calls[number].layer for number in site.written] + [consumer.layer for consumer in consumers]
-    for layer in layers:
-        weight = f"{layer}.weight" if layer else "weight"
-        if ledger.parameters.weight_uses.get(weight, 0) > 1:
-            return f"the weight of `{layer}` is used more than once"
-        tied = next((names for names in ledger.parameters.names.values() if weight in names and len(names) > 1), None)
+    changed = [(consumer.layer, "weight") for consumer in consumers]
+    for number in site.written:
+        changed += [(ledger.calls[number].layer, part) for part in ("weight", "bias")]
+        if number in site.norms:
+            changed += [(site.norms[number][0], part) for part in ("weight", "bias", "running_mean", "running_var")]
+    for layer, part in changed:
+        name = f"{layer}.{part}" if layer else part
+        if ledger.parameters.uses.get(name, 0) > 1:
+            return f"the {part} of `{layer}` is used more than once"
+        tied = ledger.parameters.tied(name)
         if tied:
-            return f"the weight of `{layer}` is also `{next(name for name in tied if name != weight)}`"
+            return f"the {part} of `{layer}` is also `{tied}`"
+    idle = ledger.idle()
     if idle:
-        return f"`{idle[0]}` was not run by this example and may read it"
+        return f"`{idle.rpartition('.')[0] or idle}` was not run by this example and may read it"
     if not consumers:
         return "no layer reads it"
     return None

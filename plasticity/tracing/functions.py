@@ -23,12 +23,16 @@ def _collect() -> dict[Callable[..., Any], str]:
                 function = getattr(home, spelling, None)
                 if callable(function):
                     found[function] = name
+    found[torch.special.expit] = "sigmoid"
     return found
 
 
 ACTIVATIONS = _collect()
 CLAMPS: frozenset[Callable[..., Any]] = frozenset(
-    {torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clamp_min, Tensor.clamp_min, Tensor.clamp_min_}
+    function
+    for home in (torch, Tensor)
+    for spelling in ("clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_")
+    if callable(function := getattr(home, spelling, None))
 )
 NON_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"})
 """Activations whose output has no sign, so that mean and mean magnitude are the same."""
@@ -56,5 +60,5 @@ def activation_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     if isinstance(minimum, Tensor) or isinstance(maximum, Tensor) or minimum is None:
         return None
     if maximum is None:
-        return "relu" if minimum == 0 else "threshold"
+        return "relu" if minimum == 0 else "clamp"
     return "hardtanh"

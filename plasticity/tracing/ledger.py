@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from plasticity.errors import TraceError
 from plasticity.groups import WEIGHT_LAYERS
 from plasticity.tracing.labels import LARGEST_LABEL, Plane, Value
-
-Geometry = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+from plasticity.tracing.parameters import Geometry, Parameters, geometry, storage
 
 
 @dataclass
@@ -49,68 +48,13 @@ class Read:
     labels: Tensor
 
 
-def geometry(tensor: Tensor) -> Geometry:
-    """Identify the data a tensor shows: aliases that show the same elements in the same shape are one."""
-    return (
-        tensor.untyped_storage()._cdata,
-        int(tensor.storage_offset()),
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-    )
-
-
-@dataclass
-class Parameters:
-    """Which parameters are used, and whether a tensor is the plain weight of a layer."""
-
-    names: dict[Geometry, list[str]] = field(default_factory=dict)
-    storages: dict[int, list[str]] = field(default_factory=dict)
-    used: set[str] = field(default_factory=set)
-    weight_uses: dict[str, int] = field(default_factory=dict)
-    copies: list[torch.UntypedStorage] = field(default_factory=list)
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Register a parameter under one of its qualified names."""
-        self.names.setdefault(geometry(tensor), []).append(name)
-        self.storages.setdefault(tensor.untyped_storage()._cdata, []).append(name)
-
-    def find(self, tensor: Tensor) -> tuple[list[str], bool]:
-        """Return the names of the parameter that a tensor shows whole, and whether it is transposed."""
-        key = geometry(tensor)
-        if key in self.names:
-            return self.names[key], False
-        if tensor.dim() == 2:
-            flipped = (key[0], key[1], key[2][::-1], key[3][::-1])
-            if flipped in self.names:
-                return self.names[flipped], True
-        return [], False
-
-    def alias(self, source: Tensor, copy: Tensor) -> None:
-        """Register a copy of a parameter in another data type or place under the parameter's names."""
-        names, transposed = self.find(source)
-        if names:
-            key = geometry(copy)
-            if transposed:
-                key = (key[0], key[1], key[2][::-1], key[3][::-1])
-            self.names.setdefault(key, names)
-            self.storages.setdefault(key[0], names)
-            self.copies.append(copy.untyped_storage())
-
-    def touch(self, tensor: Tensor) -> list[str]:
-        """Note that an operation uses a tensor; returns the names of the parameters it shows."""
-        names = self.storages.get(tensor.untyped_storage()._cdata, [])
-        self.used.update(names)
-        return names
-
-
 class Ledger:
     """The record of one trace."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.parameters = Parameters()
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            self.parameters.add(name, parameter)
-        self.layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, WEIGHT_LAYERS)}
+        self.parameters = Parameters(model)
+        self.modules = dict(model.named_modules())
+        self.idle_candidates = [name for name, parameter in model.named_parameters() if parameter.numel() > 1]
         self.calls: list[Call] = []
         self.sites: list[SiteRecord] = []
         self.reads: list[Read] = []
@@ -165,39 +109,42 @@ class Ledger:
 
     def value(self, tensor: Tensor) -> Value | None:
         """Return what a tensor depends on; None if on no unit."""
-        storage = tensor.untyped_storage()._cdata
-        if storage not in self._held:
+        key = geometry(tensor)
+        if key is None or key[0] not in self._held:
             return None
-        found = self._values.get(geometry(tensor))
-        if found is not None and found[1] == self._clock[storage]:
-            return found[0]
+        found = self._values.get(key)
+        if found is not None and found[1] == self._clock[key[0]]:
+            return found[0] if found[0].planes else None
         # The memory was written through another view: which element now holds which unit is not known.
-        for value in self._held[storage]:
+        for value in self._held[key[0]]:
             self.escape(value.labels(), "its memory is overwritten through another view")
         return None
 
     def record(self, tensor: Tensor, value: Value | None) -> None:
         """Note what a tensor depends on."""
-        storage = tensor.untyped_storage()
-        number = storage._cdata
+        key, memory = geometry(tensor), storage(tensor)
         if value is not None and not value.planes:
             value = None
+        if key is None or memory is None:
+            if value is not None:
+                self.escape(value.labels(), "it becomes part of a sparse or nested tensor")
+            return
+        number = key[0]
         if value is None and number not in self._held:
             return
         if number not in self._held:
             self._held[number] = []
             self._clock[number] = 0
-            self._alive.append(storage)
-        known = value if value is not None else Value(())
-        self._values[geometry(tensor)] = (known, self._clock[number])
+            self._alive.append(memory)
+        self._values[key] = (value if value is not None else Value(()), self._clock[number])
         if value is not None:
             self._held[number].append(value)
 
     def overwritten(self, tensor: Tensor) -> None:
         """Note that an operation has written to a tensor in place: other views of its memory are out of date."""
-        number = tensor.untyped_storage()._cdata
-        if number in self._clock:
-            self._clock[number] += 1
+        memory = storage(tensor)
+        if memory is not None and memory._cdata in self._clock:
+            self._clock[memory._cdata] += 1
 
     def written(self, layer: str, rows: int) -> Call:
         """Open a call of a writing layer."""
@@ -205,3 +152,13 @@ class Ledger:
         call = Call(number, layer, self.mint(rows, number), rows)
         self.calls.append(call)
         return call
+
+    def layer_of(self, weights: list[str], where: str) -> str | None:
+        """Return the Linear or Conv layer whose weight has one of these names, the running one if there are several."""
+        layers = [name.rpartition(".")[0] for name in weights if name.rpartition(".")[2] == "weight"]
+        layers = [name for name in layers if isinstance(self.modules.get(name), WEIGHT_LAYERS)]
+        return where if where in layers else next(iter(layers), None)
+
+    def idle(self) -> str | None:
+        """Return a parameter that the pass has not used, if there is any."""
+        return next((name for name in self.idle_candidates if name not in self.parameters.uses), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,3 +50,13 @@ def preserved(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what `torch.compile` made of a model as plain Python in the block."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -29,14 +29,14 @@ def open_site(
         return
     dims = varying_dims(value.planes)
     if len(dims) > 1:
-        layer = ledger.owner(int(value.planes[0][raw_masks[0]][0])) if bool(raw_masks[0].any()) else module
-        ledger.skipped.append(f"{activation} in `{module}` after `{layer}`: its units lie along several dimensions")
-        ledger.escape(value.labels(), f"{activation} in `{module}` sees it along several dimensions")
-        ledger.record(result, None)
+        _skip(ledger, result, value, activation, module, "along several dimensions")
         return
     dim = dims[0] if dims else None
     lines = torch.stack([line(plane, dim) for plane in value.planes])
     unit_of, size = _units(lines)
+    if len(torch.unique(torch.bincount(unit_of))) > 1:
+        _skip(ledger, result, value, activation, module, "at some places more often than others")
+        return
     written_here = ledger.call_of(lines) >= 0
     has_raw = written_here.any(0)
     base = ledger.mint(size)
@@ -79,6 +79,16 @@ def open_site(
             )
             planes.append(_spread(kept.float(), result, dim))
     ledger.record(result, Value(overlay(planes)))
+
+
+def _skip(ledger: Ledger, result: Tensor, value: Value, activation: str, module: str, where: str) -> None:
+    """Leave out an activation whose units cannot be told apart along one dimension."""
+    labels = value.labels()
+    layer = ledger.owner(int(labels[ledger.call_of(labels) >= 0][0]))
+    place = f"{activation} in `{module}`" if module else activation
+    ledger.skipped.append(f"{place} after `{layer}`: its units lie {where}")
+    ledger.escape(labels, f"{place} sees it {where}")
+    ledger.record(result, None)
 
 
 def _units(lines: Tensor) -> tuple[Tensor, int]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map
 
 from plasticity.errors import TraceError
 from plasticity.tracing import rules
 from plasticity.tracing.branches import branches_of
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS, activation_name
 from plasticity.tracing.ledger import Ledger
-from plasticity.tracing.preserve import preserved
+from plasticity.tracing.outputs import close
+from plasticity.tracing.parameters import storage
+from plasticity.tracing.preserve import preserved, uncompiled
 from plasticity.tracing.sites import open_site
 
 _LEAVES_PYTORCH: frozenset[Callable[..., Any]] = frozenset(
-    {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__}
+    getattr(Tensor, name)
+    for name in ("numpy", "tolist", "__array__", "data_ptr", "__dlpack__", "storage", "untyped_storage")
 )
 BY_HAND = (
     'declare its groups by hand, for example UnitGroup("fc1", size=128, activation="relu", at="act1", '
@@ -37,6 +42,7 @@ class _Tracer:
         self.stack: list[tuple[str, nn.Module]] = [("", model)]
         self.counts: dict[str, int] = {}
         self.last = "its start"
+        self.failed: tuple[BaseException, str] | None = None
 
     @property
     def where(self) -> str:
@@ -47,47 +53,66 @@ class _Tracer:
         inside = f"module '{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         return f"{inside}, after {self.last}"
 
+    def fail(self, error: BaseException | None) -> None:
+        """Remember in which module an exception appeared first."""
+        if error is not None and (self.failed is None or self.failed[0] is not error):
+            self.failed = (error, self.place())
+
 
 class _Operators(TorchDispatchMode):
     """Every operator, below autograd."""
 
     def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # or what the rules compute would be followed, too
+            return self._follow(func, args, kwargs or {})
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tracer, ledger = self.tracer, self.tracer.ledger
         inputs = rules.tensors(args, kwargs)
         before = [ledger.value(tensor) for tensor in inputs]
-        result = func(*args, **kwargs)
         base = func._schema.name.split("::")[-1]
         name = base if base.startswith("__") else base.removesuffix("_")
         tracer.last = f"`{name}`"
-        touched = [parameter for tensor in inputs for parameter in ledger.parameters.touch(tensor)]
-        rule = rules.RULES.get(name)
-        if rule is None and torch.Tag.pointwise in func.tags:
-            rule = rules.pointwise
-        if touched and rule not in (rules.move, rules.copy, rules.convolution, rules.matrix_product):
-            for parameter in touched:
-                uses = ledger.parameters.weight_uses
-                uses[parameter] = uses.get(parameter, 0) + 1
-        for declared, argument in zip(func._schema.arguments, args, strict=False):
-            if declared.alias_info is not None and declared.alias_info.is_write and isinstance(argument, Tensor):
-                ledger.overwritten(argument)
-        operation = rules.Operation(func, name, args, kwargs, before, result, tracer.where)
-        if any(value is not None and value.planes for value in before) or rule in _WRITERS:
-            (rule or rules.mix)(ledger, operation)
+        result = func(*args, **kwargs)
+        operation = rules.Operation(func, name, args, kwargs, inputs, before, result, tracer.where)
+        rule = rules.rule_for(func, name)
+        _note_parameters(ledger, operation, rule)
+        for position, declared in enumerate(func._schema.arguments):
+            if declared.alias_info is not None and declared.alias_info.is_write:
+                given = args[position] if position < len(args) else kwargs.get(declared.name)
+                for tensor in rules.tensors(given):
+                    ledger.overwritten(tensor)
+        if any(value is not None for value in before) or rule in rules.WRITERS:
+            rule(ledger, operation)
         else:
-            copies = rule is rules.copy
-            for output in rules.tensors(result):
-                if copies and inputs:
-                    ledger.parameters.alias(inputs[0], output)
+            for output in operation.results:
                 ledger.record(output, None)
         return result
 
 
-_WRITERS = (rules.convolution, rules.matrix_product)
+def _note_parameters(ledger: Ledger, operation: rules.Operation, rule: rules.Rule) -> None:
+    """Count an operation as a use of every parameter it computes with; views and plain copies are none."""
+    outputs = operation.results
+    if outputs and not any(output.numel() for output in outputs):
+        return  # what is run on no samples shows nothing
+    for tensor in operation.inputs:
+        names = ledger.parameters.names_of(tensor)
+        if not names or (rule is rules.COPIES and all(ledger.parameters.copied(tensor, copy) for copy in outputs)):
+            continue
+        memory = storage(tensor)
+        if rule is rules.MOVES and all(_shows(output, memory) for output in outputs):
+            continue
+        for name in names:
+            ledger.parameters.uses[name] = ledger.parameters.uses.get(name, 0) + 1
+
+
+def _shows(tensor: Tensor, memory: torch.UntypedStorage | None) -> bool:
+    own = storage(tensor)
+    return own is not None and memory is not None and own._cdata == memory._cdata
 
 
 class _Functions(TorchFunctionMode):
@@ -108,7 +133,8 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         call = tracer.counts.get(tracer.where, 0)
         tracer.counts[tracer.where] = call + 1
-        value = ledger.value(args[0]) if args and isinstance(args[0], Tensor) else None
+        x = args[0] if args else kwargs.get("input")
+        value = ledger.value(x) if isinstance(x, Tensor) else None
         result = func(*args, **kwargs)
         name = activation_name(func, args, kwargs)
         if name is not None and value is not None and isinstance(result, Tensor):
@@ -131,40 +157,54 @@ def _followed(tracer: _Tracer, model: nn.Module) -> Iterator[None]:
             return hook
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if output is not None or len(tracer.stack) > 1:
-                tracer.stack.pop()
+            if output is None:  # also called when the module raises
+                tracer.fail(sys.exc_info()[1])
+            depth = max((i for i, (_, running) in enumerate(tracer.stack) if running is module), default=0)
+            if depth:
+                del tracer.stack[depth:]
 
         def branch(name: str, layers: list[str]) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any) -> None:
-                _read_branches(tracer.ledger, name, layers, args)
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                given = rules.tensors(args, kwargs)
+                if given:
+                    with torch._C.DisableTorchFunction(), _disable_current_modes():
+                        _read_branches(tracer.ledger, name, layers, given[0])
 
             return hook
 
         for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                kind = getattr(module, "original_name", type(module).__name__)
-                raise TraceError(
-                    f"module '{name}' ({kind}) is TorchScript, whose operations cannot be followed; pass the model it "
-                    f"was made from, or {BY_HAND}"
-                )
             layers = branches_of(module)
             if layers:
-                stack.callback(module.register_forward_pre_hook(branch(name, layers)).remove)
+                stack.callback(module.register_forward_pre_hook(branch(name, layers), with_kwargs=True).remove)
             if module is not model:
                 stack.callback(module.register_forward_pre_hook(enter(name)).remove)
-                stack.callback(module.register_forward_hook(leave).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
-def _read_branches(ledger: Ledger, name: str, layers: list[str], args: Any) -> None:
-    value = ledger.value(args[0]) if args and isinstance(args[0], Tensor) else None
+def _read_branches(ledger: Ledger, name: str, layers: list[str], x: Tensor) -> None:
+    value = ledger.value(x)
     for layer in layers:
         full = f"{name}.{layer}" if name else layer
-        ledger.parameters.used.update({f"{full}.weight", f"{full}.bias"})
+        for parameter, _ in ledger.modules[full].named_parameters():
+            ledger.parameters.uses.setdefault(f"{full}.{parameter}", 0)
         if full not in ledger.outputs:
             ledger.outputs.append(full)
         if value is not None:
             rules.read(ledger, full, value, -1)
+
+
+def _refuse(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"module '{name}'" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            kind = getattr(module, "original_name", type(module).__name__)
+            raise TraceError(
+                f"{where} ({kind}) is TorchScript, whose operations cannot be followed; pass the model it was made "
+                f"from, or {BY_HAND}"
+            )
+        if any(is_lazy(p) for p in module.parameters(recurse=False)):
+            raise TraceError(f"{where} ({type(module).__name__}) has no weights yet; run the model once before")
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
@@ -180,48 +220,27 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
     Raises:
         TraceError: If the forward pass fails or cannot be followed.
     """
+    _refuse(model)
     ledger = Ledger(model)
     tracer = _Tracer(model, ledger)
-    inputs = example if isinstance(example, tuple) else (example,)
-    with preserved(model), _followed(tracer, model), torch.enable_grad():
+    with preserved(model), _followed(tracer, model), torch.enable_grad(), uncompiled():
+        inputs = example if isinstance(example, tuple) else (example,)
+        inputs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
         try:
-            with torch.compiler.set_stance("force_eager"), _Operators(tracer), _Functions(tracer):
+            with _Operators(tracer), _Functions(tracer):
                 output = model(*inputs)
         except TraceError:
             raise
         except Exception as error:
+            tracer.fail(error)
+            place = tracer.failed[1] if tracer.failed is not None else tracer.place()
             message = str(error).strip().splitlines()
             hint = ""
-            if len(tracer.stack) == 1 and isinstance(error, TypeError):
+            if place.startswith("the model") and isinstance(error, TypeError):
                 hint = "pass all positional inputs of the model as a tuple, such as example=(x, task_labels); or "
             raise TraceError(
-                f"the model cannot be traced: {type(error).__name__} in {tracer.place()}: "
+                f"the model cannot be traced: {type(error).__name__} in {place}: "
                 f"{message[0] if message else 'no message'}; {hint}{BY_HAND}"
             ) from error
-    _close(ledger, output)
+        close(ledger, model, output)
     return ledger
-
-
-def _close(ledger: Ledger, output: Any) -> None:
-    """Let what reaches the output escape, and note which layers write it."""
-    for tensor in _output_tensors(output):
-        value = ledger.value(tensor)
-        if value is None:
-            continue
-        labels = value.labels()
-        ledger.escape(labels, "it reaches the output of the model")
-        for number in torch.unique(ledger.call_of(labels)).tolist():
-            if number >= 0 and ledger.calls[number].layer not in ledger.outputs:
-                ledger.outputs.append(ledger.calls[number].layer)
-
-
-def _output_tensors(output: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for leaf in tree_flatten(output)[0]:
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found.extend(_output_tensors(dict(leaf)))
-        elif hasattr(leaf, "__dict__"):
-            found.extend(part for part in vars(leaf).values() if isinstance(part, Tensor))
-    return found
