@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,84 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.tracing.functions import ACTIVATION_MODULES, NON_NEGATIVE, WATCHED_FUNCTIONS
+from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
+from plasticity.tracing.preserve import uncompiled
+from plasticity.unit_statistics import Sums, UnitStatistics, plainly, sum_type
 
-
-@dataclass(frozen=True)
-class UnitStatistics:
-    """What was seen of the units of one group; one observation is one unit at one sample and position.
-
-    Attributes:
-        fired: (size,) int64, observations with an activation above 0; a count, not a rate.
-        count: Observations of each unit: samples x positions.
-        mean: (size,) float64, mean activation; NaN where nothing was seen.
-        mean_abs: (size,) float64, mean magnitude of the activation; NaN where nothing was seen.
-    """
-
-    fired: Tensor
-    count: int
-    mean: Tensor
-    mean_abs: Tensor
-
-
-def _sum_type(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-
-
-class _Sums:
-    """Running sums over all dimensions but the one that holds the units."""
-
-    def __init__(self, group: UnitGroup, dim: int | None) -> None:
-        self.group = group
-        self.dim = dim
-        self.signed = group.activation not in NON_NEGATIVE
-        self.count = 0
-        self.fired: Tensor | None = None
-        self.total: Tensor | None = None
-        self.total_abs: Tensor | None = None
-
-    def add(self, activations: Tensor) -> None:
-        """Add the activations of one call."""
-        with torch.no_grad():
-            h = activations.detach()
-            dtype = _sum_type(h.device)
-            fired = self._per_unit(h > 0, torch.int64)
-            total_abs = self._per_unit(h.abs() if self.signed else h, dtype)
-            total = self._per_unit(h, dtype) if self.signed else total_abs
-            self.count += h.numel() // self.group.size
-            if self.fired is None or self.total is None or self.total_abs is None:
-                self.fired, self.total_abs = fired, total_abs
-                self.total = total if self.signed else total_abs
-            else:
-                self.fired += fired
-                self.total_abs += total_abs
-                if self.signed:
-                    self.total += total
-
-    def _per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.dim is None:
-            return values.sum(dtype=dtype).view(1)
-        dim = values.dim() + self.dim
-        length = values.shape[dim] if dim >= 0 else 0
-        unit_of = self.group.site.unit_of if self.group.site is not None else None
-        expected = self.group.size if unit_of is None else len(unit_of)
-        if length == 0 or length % expected or (unit_of is not None and length != expected):
-            raise UserError(
-                f"group '{self.group.name}' of {self.group.size} units sees activations of shape "
-                f"{tuple(values.shape)}; find the units again after the model or its input changes"
-            )
-        others = [d for d in range(values.dim()) if d != dim]
-        sums = values.sum(others, dtype=dtype) if others else values.to(dtype)
-        if unit_of is not None:
-            return sums.new_zeros(self.group.size).index_add_(0, unit_of.to(sums.device, non_blocking=True), sums)
-        return sums if length == self.group.size else sums.view(self.group.size, -1).sum(1)
-
-    def statistics(self, device: torch.device) -> UnitStatistics:
-        size = self.group.size
-        if self.fired is None or self.total is None or self.total_abs is None:
-            nothing = torch.full((size,), float("nan"), dtype=_sum_type(device), device=device)
-            return UnitStatistics(torch.zeros(size, dtype=torch.int64, device=device), 0, nothing, nothing.clone())
-        return UnitStatistics(self.fired.clone(), self.count, self.total / self.count, self.total_abs / self.count)
+__all__ = ["Activity", "UnitStatistics", "watch"]
 
 
 class _FunctionCalls(TorchFunctionMode):
@@ -105,6 +31,27 @@ class _FunctionCalls(TorchFunctionMode):
         if func in WATCHED_FUNCTIONS:
             self.activity._function_called(result)
         return result
+
+
+class _Hook:
+    """A hook that a copy of the model, such as a frozen teacher, does not take along."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> None:
+        self.function(*args)
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _left_behind, ()
+
+
+def _nothing(*args: Any) -> None:
+    """What a hook is in a copied model."""
+
+
+def _left_behind() -> Callable[..., None]:
+    return _nothing
 
 
 class Activity:
@@ -125,15 +72,15 @@ class Activity:
         self._mode: _FunctionCalls | None = None
         self._modules: list[str] = []
         self._calls: dict[str, int] = {}
-        self._by_function: dict[str, dict[int, _Sums]] = {}
-        self._by_output: dict[str, dict[int, list[_Sums]]] = {}
+        self._by_function: dict[str, dict[int, Sums]] = {}
+        self._by_output: dict[str, dict[int, list[Sums]]] = {}
         self.reset()
 
     # --- results -----------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything seen so far."""
-        self._sums = {group.name: _Sums(group, self._dim(group)) for group in self.units}
+        self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
         self._input_sums: dict[str, tuple[Tensor, int]] = {}
         self._rows: list[Tensor] = []
         self._by_function.clear()
@@ -197,40 +144,50 @@ class Activity:
         missing = [name for name in (*self._by_function, *self._by_output) if name not in modules]
         if missing:
             raise UserError(f"the model has no module '{missing[0]}'; find its units again after it changes")
-        stack.callback(root.register_forward_pre_hook(self._enter_forward).remove)
+        stack.enter_context(uncompiled())
+        before, after = self._before, self._after
+        before(stack, root, self._enter_forward)
         for name in self._callers(modules):
-            stack.callback(modules[name].register_forward_pre_hook(self._pusher(name)).remove)
-            stack.callback(modules[name].register_forward_hook(self._pop, always_call=True).remove)
+            before(stack, modules[name], self._pusher(name))
+            after(stack, modules[name], self._popper(name), always_call=True)
         for name in self._by_output:
-            stack.callback(modules[name].register_forward_hook(self._output_hook(name)).remove)
+            scripted = [part for part in _parents(name) if isinstance(modules[part], torch.jit.ScriptModule)]
+            if scripted:
+                raise UserError(f"'{name}' cannot be watched inside '{scripted[0]}', which is TorchScript")
+            after(stack, modules[name], self._output_hook(name))
         if self._inputs:
             for name in {write.layer for group in self.units for write in group.writes}:
-                stack.callback(layer(root, name).register_forward_pre_hook(self._input_hook(name)).remove)
+                before(stack, layer(root, name), self._input_hook(name))
         if self._features:
             for name in self.units.outputs:
                 if name in modules:
-                    stack.callback(modules[name].register_forward_pre_hook(self._feature_hook).remove)
-        stack.callback(root.register_forward_hook(self._exit_forward, always_call=True).remove)
-        if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules.values()):
-            raise UserError("watch cannot see into a model compiled by model.compile(); watch it before compiling")
+                    before(stack, modules[name], self._feature_hook)
+        after(stack, root, self._exit_forward, always_call=True)
+
+    @staticmethod
+    def _before(stack: ExitStack, module: nn.Module, hook: Callable[..., None]) -> None:
+        stack.callback(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True).remove)
+
+    @staticmethod
+    def _after(stack: ExitStack, module: nn.Module, hook: Callable[..., None], always_call: bool = False) -> None:
+        stack.callback(module.register_forward_hook(_Hook(hook), always_call=always_call).remove)
 
     def _callers(self, modules: dict[str, nn.Module]) -> list[str]:
-        """Name the modules whose calls must be told apart: those that call watched functions, and all inside them."""
+        """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""
         found = []
-        for name, module in modules.items():
-            inside = any(not owner or name == owner or name.startswith(owner + ".") for owner in self._by_function)
+        for name, module in modules.items() if self._by_function else ():
             plain = type(module).__module__.startswith("torch.nn.modules") and type(module) not in ACTIVATION_MODULES
-            if name and inside and not (plain and next(module.children(), None) is None):
+            if name and not (plain and next(module.children(), None) is None):
                 found.append(name)
         return found
 
-    def _enter_forward(self, module: nn.Module, args: Any) -> None:
+    def _enter_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._leave_forward()
         self._calls = {}
         self._modules = [""]
         if self._by_function:
             self._mode = _FunctionCalls(self)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._leave_forward()
@@ -239,18 +196,21 @@ class Activity:
         self._modules = []
         if self._mode is not None:
             mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _pusher(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._modules:
                 self._modules.append(name)
 
         return hook
 
-    def _pop(self, module: nn.Module, args: Any, output: Any) -> None:
-        if len(self._modules) > 1:
-            self._modules.pop()
+    def _popper(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self._modules and self._modules[-1] == name:
+                self._modules.pop()
+
+        return hook
 
     def _function_called(self, result: Any) -> None:
         name = self._modules[-1]
@@ -268,47 +228,61 @@ class Activity:
             call = self._calls.get(key, 0)
             self._calls[key] = call + 1
             for sums in (*self._by_output[name].get(call, ()), *self._by_output[name].get(-1, ())):
-                if isinstance(output, Tensor):
-                    self._seen(sums, output)
+                if not isinstance(output, Tensor):
+                    raise UserError(f"group '{sums.group.name}': '{name}' returns a {type(output).__name__}, no tensor")
+                self._seen(sums, output)
 
         return hook
 
-    def _seen(self, sums: _Sums, activations: Tensor) -> None:
+    def _seen(self, sums: Sums, activations: Tensor) -> None:
         sums.add(activations)
         if self._features and not self.units.outputs and sums.group is self.units[len(self.units) - 1]:
             self._keep(activations, sums.dim)
 
     def _input_hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            if not self._modules or not args or not isinstance(args[0], Tensor):
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self._modules:
                 return
-            with torch.no_grad():
-                x = args[0].detach()
+            with plainly():
+                x = _input(args, kwargs).detach()
                 dim = x.dim() + _unit_dim(module)
-                total = x.sum([d for d in range(x.dim()) if d != dim], dtype=_sum_type(x.device))
+                total = x.sum([d for d in range(x.dim()) if d != dim], dtype=sum_type(x.device))
                 before, count = self._input_sums.get(name, (torch.zeros_like(total), 0))
                 self._input_sums[name] = (before + total, count + x.numel() // x.shape[dim])
 
         return hook
 
-    def _feature_hook(self, module: nn.Module, args: Any) -> None:
-        if self._modules and args and isinstance(args[0], Tensor):
-            self._keep(args[0], _unit_dim(module))
+    def _feature_hook(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._modules:
+            self._keep(_input(args, kwargs), _unit_dim(module))
 
     def _keep(self, x: Tensor, dim: int | None) -> None:
         room = self._features - sum(len(rows) for rows in self._rows)
         if room <= 0 or dim is None:
             return
-        rows = x.detach()
-        if dim != -1:
-            rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
-        rows = rows.reshape(-1, rows.shape[-1])[:room]
-        self._rows.append(rows.clone())
+        with plainly():
+            rows = x.detach()
+            if dim != -1:
+                rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
+            rows = rows.reshape(-1, rows.shape[-1])[:room]
+            self._rows.append(rows.clone())
 
     def _dim(self, group: UnitGroup) -> int | None:
         if group.site is not None:
             return group.site.dim
         return _unit_dim(layer(self.model, group.writes[0].layer))
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return what a Linear or Conv layer was called with."""
+    x: Tensor = args[0] if args else kwargs["input"]
+    return x
+
+
+def _parents(name: str) -> list[str]:
+    """Name the modules around a module."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts))] if name else []
 
 
 def _unit_dim(module: nn.Module) -> int:
@@ -339,9 +313,8 @@ def watch(
         UserError: If a group does not fit the model.
     """
     activity = Activity(model, units, inputs=inputs, features=features)
-    with ExitStack() as stack:
-        if unwrap(model) is not model and hasattr(model, "_orig_mod"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(activity.detach)
+    try:
         activity.attach()
         yield activity
+    finally:
+        activity.detach()

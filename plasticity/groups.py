@@ -154,7 +154,8 @@ class UnitGroups(Sequence[UnitGroup]):
 
     Attributes:
         skipped: What looked like an activation of hidden units but cannot be watched, and why, one line each.
-        outputs: Qualified names of the layers that write the model's output; they read the penultimate layer.
+        outputs: Qualified name of the layer that writes the model's (first) output, or of every head of a model that
+            has one for each task; they read the penultimate layer.
     """
 
     def __init__(
