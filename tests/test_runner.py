@@ -122,7 +122,7 @@ def test_the_results_are_what_the_comparison_reads(tmp_path, capsys):
         (("run", "split-digits", "--strategies", ",", "--seeds", 1), "names none"),
         (("run", "split-digits", "--strategies", "naive", "--seeds", 0), "at least 1, not 0"),
         (("run", "split-digits", "--strategies", "naive", "--seeds", "x"), "'x' is not a whole number"),
-        (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--experiences", 4), "possible is 1, 2, 5"),
+        (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--experiences", 11), "possible is 1 to 10"),
         (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--device", "cuda:99"), "cannot be used"),
         (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--model", "big"), "unknown model 'big'"),
         (

@@ -121,11 +121,23 @@ def test_pairs(images):
     assert len({value for pair in pixels for value in pair}) == 100
 
 
+def test_classes_that_cannot_be_shared_out_equally():
+    stream, settings = built("split-digits", experiences=3)
+    seen = [sorted(y.unique().tolist()) for _, y, *_ in columns(stream.train_stream)]
+    assert seen == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    stream, settings = built("split-digits", experiences=3, scenario="task")
+    assert [sorted(y.unique().tolist()) for _, y, *_ in columns(stream.train_stream)] == [
+        [0, 1, 2, 3],
+        *[[0, 1, 2]] * 2,
+    ]
+    assert stream_shape(stream, settings).num_classes == 4
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("split-cifar100", {"experiences": 7}, ["100 classes", "7", "1, 2, 4, 5, 10, 20, 25, 50, 100"]),
-        ("split-digits", {"experiences": 10, "scenario": "task"}, ["10", "1, 2, 5"]),
+        ("split-cifar100", {"experiences": 101}, ["100 classes", "101", "1 to 100"]),
+        ("split-digits", {"experiences": 10, "scenario": "task"}, ["10", "1 to 5"]),
         ("split-digits", {"experiences": 0}, ["at least 1", "0"]),
         ("permuted-digits", {"experiences": -3}, ["at least 1", "-3"]),
         ("cifar100-pairs", {"experiences": 51}, ["51", "1 to 50"]),

@@ -64,30 +64,29 @@ def split_stream(dataset: str, settings: StreamSettings, *, classes_each: int | 
         dataset: A name in `benchmarks.data`.
         settings: Without None but for `data`.
         classes_each: Classes in an experience, some classes being left out where there are too few experiences; None:
-            all classes, shared out equally.
+            all classes, shared out; where they cannot be shared out equally, the first experiences have one more.
 
     Raises:
-        UserError: If that number of experiences is impossible.
+        UserError: If there are too few classes for that number of experiences.
     """
     data = load(dataset, settings.data)
     count, asked = 1 + int(data.train_y.max()), settings.experiences or 1
     smallest = classes_each or (1 if settings.scenario == "class" else 2)  # one class alone is nothing to learn
-    possible = [n for n in range(1, count // smallest + 1) if classes_each or count % n == 0]
-    if asked not in possible:
-        numbers = f"1 to {possible[-1]}" if classes_each else ", ".join(map(str, possible))
+    if not 1 <= asked <= count // smallest:
         raise UserError(
             f"the {count} classes of {dataset} cannot be split into {asked} experiences "
-            f"(scenario {settings.scenario}): possible is {numbers}"
+            f"(scenario {settings.scenario}): possible is 1 to {count // smallest}"
         )
-    width = classes_each or count // asked
     order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
-    groups = order[: asked * width].view(asked, width)
+    groups = order[: asked * classes_each if classes_each else count].tensor_split(asked)
 
     def parts(pixels: Tensor, labels: Tensor) -> list[Part]:
         found = []
-        for index, classes in enumerate(groups):
+        first = 0
+        for classes in groups:
             new = torch.full((count,), -1)
-            new[classes] = torch.arange(width) + (index * width if settings.scenario == "class" else 0)
+            new[classes] = torch.arange(len(classes)) + (first if settings.scenario == "class" else 0)
+            first += len(classes)
             chosen = torch.nonzero(new[labels] >= 0).flatten()
             found.append((as_inputs(dataset, pixels[chosen]), new[labels[chosen]]))
         return found
