@@ -92,11 +92,14 @@ class RecentInputs:
         self._batches: deque[tuple[Any, ...]] = deque()
 
     def add(self, batch: tuple[Any, ...]) -> None:
-        """Take in the inputs of a mini-batch; batches without a sample among the latest are forgotten."""
+        """Take in the inputs of a mini-batch, and forget the oldest samples that are too many."""
         self._batches.append(tuple(part.detach() if isinstance(part, Tensor) else part for part in batch))
         self.samples += len(batch[0])
-        while self.samples - len(self._batches[0][0]) >= self.limit:
-            self.samples -= len(self._batches.popleft()[0])
+        while self.samples > self.limit:
+            oldest, surplus = self._batches.popleft(), self.samples - self.limit
+            self.samples -= min(len(oldest[0]), surplus)
+            if len(oldest[0]) > surplus:
+                self._batches.appendleft(_rows(oldest, slice(surplus, None)))
 
     def batches(self) -> list[tuple[Any, ...]]:
         """Return the latest samples, at most `limit`, in batches as they came."""
