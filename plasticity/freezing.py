@@ -111,7 +111,6 @@ class PartialTraining:
             raise UserError("this partial training is already attached")
         self._hooks = stack = ExitStack()
         self._modes = [(m, name, getattr(m, name), still) for m, name, still in _stillness(self.model)]
-        self._still()
         enter, leave = self._forward_hooks()
         stack.callback(self.model.register_forward_pre_hook(enter).remove)
         stack.callback(self.model.register_forward_hook(leave, always_call=True).remove)
@@ -139,16 +138,13 @@ class PartialTraining:
 
     # --- forward passes ----------------------------------------------------------------------------------------
 
-    def _still(self) -> None:
-        for module, name, _, still in self._modes:
-            setattr(module, name, still)
-
     def _forward_hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
         """Hooks on the model; they belong to no object, so that copying the model does not copy the optimizer."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if self._hooks is not None and module is self.model:
-                self._still()  # a call of model.train() may have come in between
+                for each, name, _, still in self._modes:  # every time: model.train() may have come in between
+                    setattr(each, name, still)
                 self._dropout.close()
                 self._dropout.enter_context(_WithoutDropout())
 

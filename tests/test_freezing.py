@@ -318,8 +318,9 @@ def test_a_module_in_eval_mode_before_stays_so_after() -> None:
 def test_hooks_leave_no_trace_and_a_copy_made_inside_is_free() -> None:
     model, optimizer, trainable, x = noisy()
     with PartialTraining(model, optimizer, trainable):
-        twin = copy.deepcopy(model)
-    twin.train()
+        twin = copy.deepcopy(model).train()
+        twin(x)
+        assert not torch.equal(F.dropout(x, 0.5), F.dropout(x, 0.5))
     assert not torch.equal(twin(x), twin(x))
     assert model.drop.training and twin.drop.training
     assert not model._forward_hooks and not model._forward_pre_hooks

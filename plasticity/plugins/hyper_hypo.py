@@ -32,10 +32,10 @@ from plasticity.probe import Probe
 class HyperHypoPlugin(TreatmentPlugin):
     """Before each experience but the first, single out the units that are active most of the time or hardly ever.
 
-    Mode "adapt": in the first epochs of the experience only these units learn, by their incoming weights and bias.
-    All else stays bit-equal: other units, the head, normalisers and their running statistics, and the optimizer state
-    of it all, with dropout off; see `plasticity.freezing.PartialTraining`. Then the whole network learns. Where no
-    unit is chosen, it does so from the start.
+    Mode "adapt": in the first fifth of the experience only these units learn, by their incoming weights and bias. All
+    else stays bit-equal: other units, the head, normalisers and their running statistics, and the optimizer state of
+    it all, with dropout off; see `plasticity.freezing.PartialTraining`. Then the whole network learns. Where no unit
+    is chosen, it does so from the start.
 
     Mode "prune": their outgoing weights are removed for good, in private groups.
 
@@ -49,9 +49,9 @@ class HyperHypoPlugin(TreatmentPlugin):
         low: With "bounds", the saliency up to which a unit is hypo; None: 0.05 of the samples.
         high: With "bounds", the saliency from which on it is hyper; None: 0.95 of the samples.
         units: "both", "hyper", "hypo", or as a control "random": as many units of each layer as lie at both ends.
-        adapt_share: Share of the epochs of an experience in which "adapt" trains the chosen units alone, in [0, 1],
-            rounded up: 2 of 10, and 1 of 1 to 5. An online stream that tells its boundaries counts all the epochs
-            between two of them.
+        adapt_share: Share of an experience in which "adapt" trains the chosen units alone, in [0, 1]: of its
+            mini-batches over all epochs, rounded up, so 2 epochs of 10. An online stream that tells its boundaries
+            counts those between two of them.
         maximum_pruned: Largest share of a layer that "prune" may silence over the stream, in [0, 1].
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `units="random"` alone.
@@ -95,7 +95,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self.masks = Masks()
         self.pruned: dict[str, Tensor] = {}
         self._entries: dict[str, Tensor] = {}
-        self._epochs_left = 0
+        self._iterations_left: int | None = 0  # of the stage; None: still to be counted
         self._stage: PartialTraining | None = None
 
     def treat(
@@ -113,15 +113,22 @@ class HyperHypoPlugin(TreatmentPlugin):
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Treat between experiences; in mode "adapt" begin to train the chosen units alone."""
+        """Treat between experiences; masks follow the model that is now in place."""
         self._end_stage()
         self.masks.prune_missing(strategy.model)
         treatments = len(self.history)
         super().before_training_exp(strategy, *args, **kwargs)
         self.masks.apply(strategy.model)
-        if len(self.history) > treatments and self.rule.mode == "adapt":
-            self._epochs_left = math.ceil(self.adapt_share * _epochs(strategy) - 1e-9)
-        if self._epochs_left > 0 and self._entries:
+        if len(self.history) > treatments:
+            self._iterations_left = None
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin to train the chosen units alone, now that other plugins have had their say on the data."""
+        if not self._entries or self._stage is not None:
+            return
+        if self._iterations_left is None:
+            self._iterations_left = math.ceil(self.adapt_share * _mini_batches(strategy) - 1e-9)
+        if self._iterations_left > 0:
             self._stage = PartialTraining(strategy.model, strategy.optimizer, self._entries)
             self._stage.attach()
 
@@ -133,12 +140,13 @@ class HyperHypoPlugin(TreatmentPlugin):
         """Keep removed connections at 0."""
         self.masks.apply(strategy.model)
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Let the whole network learn once the first epochs are over."""
-        super().after_training_epoch(strategy, *args, **kwargs)
-        self._epochs_left = max(self._epochs_left - 1, 0)
-        if self._epochs_left == 0:
-            self._end_stage()
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the whole network learn once its time has come."""
+        super().after_training_iteration(strategy, *args, **kwargs)
+        if self._iterations_left:
+            self._iterations_left -= 1
+            if self._iterations_left == 0:
+                self._end_stage()
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Leave no hook on the model between experiences."""
@@ -162,7 +170,7 @@ class HyperHypoPlugin(TreatmentPlugin):
                 for name, selection in self.selections.items()
             },
             "entries": {name: mask.clone() for name, mask in self._entries.items()},
-            "epochs_left": self._epochs_left,
+            "iterations_left": self._iterations_left,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -176,14 +184,21 @@ class HyperHypoPlugin(TreatmentPlugin):
             for name, parts in state["selections"].items()
         }
         self._entries = {name: mask.cpu().clone() for name, mask in state["entries"].items()}
-        self._epochs_left = int(state["epochs_left"])
+        left = state["iterations_left"]
+        self._iterations_left = None if left is None else int(left)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stage": None}
 
 
-def _epochs(strategy: Any) -> int:
-    """Return how many epochs a strategy trains until the next boundary that it is told of."""
+def _mini_batches(strategy: Any) -> int:
+    """Return how many mini-batches a strategy trains on until the next boundary that it is told of."""
+    try:
+        number = len(strategy.dataloader)
+    except TypeError:
+        raise UserError(
+            "HyperHypoPlugin needs to know how many mini-batches there are: the data has no length"
+        ) from None
     experience = strategy.experience
     parts = experience.sub_stream_length if getattr(experience, "access_task_boundaries", False) else None
-    return int(strategy.train_epochs) * (parts or 1)
+    return int(strategy.train_epochs) * number * (parts or 1)
