@@ -46,7 +46,8 @@ class JSONLinesLogger(BaseLogger):
         self._left_out: set[str] = set()
         self._file: TextIO | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.parent.exists():
+                self.path.parent.mkdir(parents=True)
             self._file = self._open()
             if not append:
                 self._file.truncate(0)

@@ -94,7 +94,7 @@ class Observer:
 def _structure(model: nn.Module) -> Any:
     """Describe how a model is built and in which mode it is; cheap enough to be compared before every forward pass."""
     return model.training, [
-        (type(module), *module._modules, *(_shape(each) for each in module._parameters.values()))
+        (type(module), *module._modules.keys(), *(_shape(each) for each in module._parameters.values()))
         for module in model.modules()
     ]
 
