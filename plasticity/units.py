@@ -58,7 +58,8 @@ def assemble(ledger: Ledger) -> UnitGroups:
         for call in calls:
             norm = site.norms.get(call.number)
             channels = (None, None) if norm is None else norm
-            writes.append(Write(call.layer, site.written[call.number], *channels))
+            rows = site.written[call.number]
+            writes.append(Write(call.layer, rows if call.plain else torch.full_like(rows, -1), *channels))
         groups.append(
             UnitGroup(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",
@@ -108,7 +109,7 @@ def _obstacle(
             return f"the {part} of `{layer}` is also `{tied}`"
     idle = ledger.idle()
     if idle:
-        return f"`{idle.rpartition('.')[0] or idle}` was not run by this example and may read it"
+        return f"`{idle.removesuffix('.weight')}` is not used by this example and may read it"
     if not consumers:
         return "no layer reads it"
     return None

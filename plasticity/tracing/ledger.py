@@ -15,12 +15,16 @@ from plasticity.tracing.parameters import Geometry, Parameters, geometry, storag
 
 @dataclass
 class Call:
-    """One use of a Linear or Conv layer; its output rows carry the labels base … base + rows - 1."""
+    """One use of a Linear or Conv layer; its output rows carry the labels base … base + rows - 1.
+
+    Not plain: the weight is not a parameter of the layer but computed, so that no row of it can be changed.
+    """
 
     number: int
     layer: str
     base: int
     rows: int
+    plain: bool
 
 
 @dataclass
@@ -146,10 +150,10 @@ class Ledger:
         if memory is not None and memory._cdata in self._clock:
             self._clock[memory._cdata] += 1
 
-    def written(self, layer: str, rows: int) -> Call:
+    def written(self, layer: str, rows: int, plain: bool) -> Call:
         """Open a call of a writing layer."""
         number = len(self.calls)
-        call = Call(number, layer, self.mint(rows, number), rows)
+        call = Call(number, layer, self.mint(rows, number), rows, plain)
         self.calls.append(call)
         return call
 

@@ -137,6 +137,9 @@ class _Functions(TorchFunctionMode):
         value = ledger.value(x) if isinstance(x, Tensor) else None
         result = func(*args, **kwargs)
         name = activation_name(func, args, kwargs)
+        if name is not None and isinstance(x, Tensor) and storage(x) is None:
+            place = f"{name} in `{tracer.where}`" if tracer.where else name
+            ledger.skipped.append(f"{place}: a {type(x).__name__} of a transform or a sparse layout cannot be followed")
         if name is not None and value is not None and isinstance(result, Tensor):
             module_name, module = tracer.stack[-1]
             leaf = type(module) in ACTIVATION_MODULES
@@ -236,7 +239,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
             place = tracer.failed[1] if tracer.failed is not None else tracer.place()
             message = str(error).strip().splitlines()
             hint = ""
-            if place.startswith("the model") and isinstance(error, TypeError):
+            if isinstance(error, TypeError) and f"{type(model).__name__}.forward()" in str(error):
                 hint = "pass all positional inputs of the model as a tuple, such as example=(x, task_labels); or "
             raise TraceError(
                 f"the model cannot be traced: {type(error).__name__} in {place}: "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from plasticity.groups import WEIGHT_LAYERS
 from plasticity.tracing.labels import Value, along, compact, line
 from plasticity.tracing.ledger import Ledger, Read
 from plasticity.tracing.operations import Operation, mix, rule
@@ -36,21 +37,34 @@ def _read_and_write(
     names, flipped = ledger.parameters.find(weight)
     as_stored = operation.name in ("convolution", "linear") or weight.numel() == 1
     layer = None if transposed or flipped == as_stored else ledger.layer_of(names, operation.where)
-    if layer is None or weight is x:
-        if value is not None:
-            what = f"a {operation.name} in `{operation.where}`" if operation.where else f"a {operation.name}"
-            reason = f"it is read by {what}, whose weight is not that of a plain Linear or Conv layer"
-            ledger.escape(value.labels(), reason)
+    if layer is not None and getattr(ledger.modules[layer], "groups", 1) != (operation.argument("groups") or 1):
+        layer = None
+    if value is not None and layer is None:
+        what = f"a {operation.name} in `{operation.where}`" if operation.where else f"a {operation.name}"
+        reason = f"it is read by {what}, whose weight is not that of a plain Linear or Conv layer"
+        ledger.escape(value.labels(), reason)
+    elif value is not None and layer is not None:
+        read(ledger, layer, value, channel)
+    writer = layer if transposed or layer is not None else _computed(ledger, operation, result, channel)
+    if writer is None or not result.numel():
         ledger.record(result, None)
         return
-    if value is not None:
-        read(ledger, layer, value, channel)
-    if result.numel():
-        rows = ledger.written(layer, result.shape[channel])
-        shape = [1] * result.dim()
-        shape[channel] = rows.rows
-        plane = torch.arange(rows.base, rows.base + rows.rows, dtype=torch.float32).view(shape).expand(result.shape)
-        ledger.record(result, Value((plane,)))
+    call = ledger.written(writer, result.shape[channel], plain=layer is not None)
+    labels = torch.arange(call.base, call.base + call.rows)
+    if not call.plain:
+        ledger.escape(labels, f"the weight of `{writer}` is computed from other parameters")
+    shape = [1] * result.dim()
+    shape[channel] = call.rows
+    ledger.record(result, Value((labels.float().view(shape).expand(result.shape),)))
+
+
+def _computed(ledger: Ledger, operation: Operation, result: Tensor, channel: int) -> str | None:
+    """Return the running Linear or Conv layer if the result can be its output, though its weight is not a parameter."""
+    module = ledger.modules.get(operation.where)
+    if not isinstance(module, WEIGHT_LAYERS):
+        return None
+    rows = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    return operation.where if result.shape[channel] == rows else None
 
 
 def read(ledger: Ledger, layer: str, value: Value, channel: int) -> None:
