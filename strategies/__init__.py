@@ -5,8 +5,26 @@ A strategy of your own joins by one line. Its function gets a `Context` and retu
     register("ewc", lambda context: [EWCPlugin(ewc_lambda=0.4)], "elastic weight consolidation")
 """
 
-from strategies.registry import STRATEGIES, Context, Strategy, build_plugins, parse, register
+from strategies.registry import (
+    STRATEGIES,
+    Context,
+    Strategy,
+    build_plugins,
+    change_network,
+    choose_optimizer,
+    parse,
+    register,
+)
 
-__all__ = ["STRATEGIES", "Context", "Strategy", "build_plugins", "parse", "register"]
+__all__ = [
+    "STRATEGIES",
+    "Context",
+    "Strategy",
+    "build_plugins",
+    "change_network",
+    "choose_optimizer",
+    "parse",
+    "register",
+]
 
 from strategies import builtin as _builtin  # noqa: F401  # registers the strategies that come with the repository

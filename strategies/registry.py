@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 
@@ -32,25 +33,41 @@ class Context:
     experiences: int
 
 
+NetworkChange = Callable[[nn.Module, tuple[Any, ...]], nn.Module]
+OptimizerChoice = Callable[[list[nn.Parameter], float], Optimizer]
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """A named way to train: the plugins that make it differ from plain fine-tuning."""
+    """A named way to train: what makes it differ from plain fine-tuning; arguments as in `register`."""
 
     name: str
     plugins: "Callable[[Context], list[SupervisedPlugin[Any]]]"
-    summary: str
+    summary: str = ""
+    network: NetworkChange | None = None
+    optimizer: OptimizerChoice | None = None
 
 
 STRATEGIES: dict[str, Strategy] = {}
 
 
-def register(name: str, plugins: "Callable[[Context], list[SupervisedPlugin[Any]]]", summary: str = "") -> None:
+def register(
+    name: str,
+    plugins: "Callable[[Context], list[SupervisedPlugin[Any]]]",
+    summary: str = "",
+    *,
+    network: NetworkChange | None = None,
+    optimizer: OptimizerChoice | None = None,
+) -> None:
     """Add a strategy under a name.
 
     Args:
         name: Without `+`, which combines names, and without `/`, since it names a folder.
         plugins: Makes the plugins for a run.
         summary: One line for the list of strategies.
+        network: Changes the architecture: gets a new network and an example of its positional inputs, and returns the
+            network to train.
+        optimizer: Replaces the benchmark's optimizer: gets the parameters and the benchmark's learning rate.
 
     Raises:
         UserError: If the name is taken or cannot be one.
@@ -59,14 +76,14 @@ def register(name: str, plugins: "Callable[[Context], list[SupervisedPlugin[Any]
         raise UserError(f"a strategy named {name!r} is registered already")
     if not name or name.startswith(".") or set(name) & set("+,/\\ "):
         raise UserError(f"{name!r} cannot name a strategy: use letters, digits and -")
-    STRATEGIES[name] = Strategy(name, plugins, summary)
+    STRATEGIES[name] = Strategy(name, plugins, summary, network, optimizer)
 
 
 def parse(combined: str) -> list[Strategy]:
     """Look up the strategies that a name such as "replay+synaptic-stripping" combines.
 
     Raises:
-        UserError: If one is unknown (lists those known), or named twice.
+        UserError: If one is unknown (lists those known), named twice, or if two of them choose an optimizer.
     """
     names = combined.split("+")
     for name in names:
@@ -76,9 +93,35 @@ def parse(combined: str) -> list[Strategy]:
             raise UserError(f"unknown strategy {name!r}{hint}: known are {', '.join(STRATEGIES)}; + combines them")
         if names.count(name) > 1:
             raise UserError(f"strategy {combined!r} names {name!r} twice")
-    return [STRATEGIES[name] for name in names]
+    found = [STRATEGIES[name] for name in names]
+    choosing = [strategy.name for strategy in found if strategy.optimizer is not None]
+    if len(choosing) > 1:
+        raise UserError(f"{' and '.join(choosing)} both choose the optimizer, and a run has one")
+    return found
 
 
 def build_plugins(combined: str, context: Context) -> "list[SupervisedPlugin[Any]]":
     """Make the plugins of a strategy, or of several combined with `+`, in the order of their names."""
     return [plugin for strategy in parse(combined) for plugin in strategy.plugins(context)]
+
+
+def change_network(combined: str, network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """Let the strategies that a name combines change a new network, in the order of their names.
+
+    Args:
+        combined: Name of a strategy, or of several combined with `+`.
+        network: The network as the benchmark has it.
+        example: Its positional inputs, a few samples.
+    """
+    for strategy in parse(combined):
+        if strategy.network is not None:
+            network = strategy.network(network, example)
+    return network
+
+
+def choose_optimizer(combined: str, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | None:
+    """Make the optimizer that a strategy asks for; None: the benchmark's own."""
+    for strategy in parse(combined):
+        if strategy.optimizer is not None:
+            return strategy.optimizer(parameters, learning_rate)
+    return None
