@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -71,7 +72,7 @@ def run_one(run: RunSettings, out: Path, modules: list[str], report: Callable[[i
     import_modules(modules)
     from benchmarks.training import train
 
-    with _appearing(out / run.folder) as folder:
+    with _appearing(out / run.folder) as folder, _without_warnings_of_avalanche():
         _write_json(folder / "config.json", run.config())
         result = train(run, folder / "metrics.jsonl", report)
         _write_json(folder / "result.json", result)
@@ -154,6 +155,20 @@ def _appearing(folder: Path) -> Iterator[Path]:
         os.rename(hidden, folder)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _without_warnings_of_avalanche() -> Iterator[None]:
+    """Keep quiet about how Avalanche calls itself; it puts its own filters in the way of ordinary ones."""
+    show = warnings.showwarning
+
+    def show_others(message: Any, category: Any, filename: str, *rest: Any) -> None:
+        if "avalanche" not in Path(filename).parts:
+            show(message, category, filename, *rest)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_others  # type: ignore[assignment]
+        yield
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

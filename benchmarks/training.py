@@ -11,8 +11,7 @@ import torch
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from plasticity.metrics import JSONLinesLogger
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.comparison.measures import run_measures
 from benchmarks.loading import ExperienceTensors, TensorLoaderPlugin, evaluate, experience_tensors
@@ -21,8 +20,9 @@ from benchmarks.settings import FORMAT, RunSettings
 from benchmarks.streams import get_benchmark, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
+from plasticity.metrics import JSONLinesLogger
 from plasticity.probe import Probe
-from strategies import Context, build_plugins
+from strategies import Context, build_plugins, change_network, choose_optimizer
 
 PROBE_SAMPLES = 2048
 Report = Callable[[int], None]
@@ -61,17 +61,22 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
     shape = stream_shape(stream, settings.stream)
     _seed(settings.seed)
 
+    example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
+
     def network() -> nn.Module:
-        return build_model(settings.model, *shape).to(device)
+        return change_network(settings.strategy, build_model(settings.model, *shape), example).to(device)
 
     model = network()
+    optimizer = choose_optimizer(settings.strategy, list(model.parameters()), settings.learning_rate)
+    if optimizer is None:
+        # One kernel for all parameters: small networks spend a third of a step in the optimizer otherwise.
+        optimizer = _OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate, fused=True)
     context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
     plugins = build_plugins(settings.strategy, context)
     with JSONLinesLogger(metrics) as logger:
         strategy = Naive(
             model=model,
-            # One kernel for all parameters: small networks spend a third of a step in the optimizer otherwise.
-            optimizer=_OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate, fused=True),
+            optimizer=optimizer,
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
@@ -143,9 +148,7 @@ def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     """Judge the units of a network on a fixed probe of an experience's training samples."""
     count = len(data.targets)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBE_SAMPLES].to(data.targets.device)
-    tasks = data.tasks if is_multi_task_module(model) else None
-    batches = [(data.inputs[rows],) if tasks is None else (data.inputs[rows], tasks[rows]) for rows in order.split(512)]
-    probe = Probe(batches)
+    probe = Probe([_inputs(data, rows, is_multi_task_module(model)) for rows in order.split(512)])
     groups = find_units(model, probe.example())
     if len(groups) == 0:
         raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
@@ -166,6 +169,13 @@ def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
         **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
         "effective_rank": None if features is None else _finite(float(measures.effective_rank(features))),
     }
+
+
+def _inputs(data: ExperienceTensors, rows: Tensor | slice, task_labels: bool) -> tuple[Tensor, ...]:
+    """Return the positional inputs of a network for some samples."""
+    if task_labels and data.tasks is not None:
+        return data.inputs[rows], data.tasks[rows]
+    return (data.inputs[rows],)
 
 
 def _finite(value: float) -> float | None:
