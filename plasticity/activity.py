@@ -144,6 +144,10 @@ class Activity:
         missing = [name for name in (*self._by_function, *self._by_output) if name not in modules]
         if missing:
             raise UserError(f"the model has no module '{missing[0]}'; find its units again after it changes")
+        for name in ("", *self._by_output):
+            if any(isinstance(modules[part], torch.jit.ScriptModule) for part in _path(name)):
+                what = f"the output of '{name}'" if name else "the model"
+                raise UserError(f"{what} cannot be watched: TorchScript has no hooks")
         stack.enter_context(uncompiled())
         before, after = self._before, self._after
         before(stack, root, self._enter_forward)
@@ -151,9 +155,6 @@ class Activity:
             before(stack, modules[name], self._pusher(name))
             after(stack, modules[name], self._popper(name), always_call=True)
         for name in self._by_output:
-            scripted = [part for part in _parents(name) if isinstance(modules[part], torch.jit.ScriptModule)]
-            if scripted:
-                raise UserError(f"'{name}' cannot be watched inside '{scripted[0]}', which is TorchScript")
             after(stack, modules[name], self._output_hook(name))
         if self._inputs:
             for name in {write.layer for group in self.units for write in group.writes}:
@@ -279,10 +280,10 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return x
 
 
-def _parents(name: str) -> list[str]:
-    """Name the modules around a module."""
+def _path(name: str) -> list[str]:
+    """Name a module and all modules around it."""
     parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(len(parts))] if name else []
+    return ["", *(".".join(parts[: count + 1]) for count in range(len(parts) if name else 0))]
 
 
 def _unit_dim(module: nn.Module) -> int:

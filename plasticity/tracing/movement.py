@@ -88,7 +88,8 @@ def pointwise(ledger: Ledger, operation: Operation) -> None:
 # Of what PyTorch tags as pointwise, whatever is not named in a rule is; these it does not tag.
 _UNTAGGED = (
     "copy native_dropout _fused_dropout dropout where rrelu_with_noise rrelu_with_noise_functional hardswish "
-    "hardsigmoid floor_divide log_sigmoid_forward _prelu_kernel threshold hardshrink softshrink lerp nan_to_num masked_fill fill"
+    "hardsigmoid floor_divide log_sigmoid_forward _prelu_kernel threshold hardshrink softshrink lerp nan_to_num "
+    "masked_fill fill"
 )
 RULES.update(dict.fromkeys(_UNTAGGED.split(), pointwise))
 

@@ -202,9 +202,10 @@ def _refuse(model: nn.Module) -> None:
         where = f"module '{name}'" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             kind = getattr(module, "original_name", type(module).__name__)
+            other = f"; or, for units outside of it, {BY_HAND}" if name else ""
             raise TraceError(
-                f"{where} ({kind}) is TorchScript, whose operations cannot be followed; pass the model it was made "
-                f"from, or {BY_HAND}"
+                f"{where} ({kind}) is TorchScript, whose operations cannot be followed; use the module it was made "
+                f"from{other}"
             )
         if any(is_lazy(p) for p in module.parameters(recurse=False)):
             raise TraceError(f"{where} ({type(module).__name__}) has no weights yet; run the model once before")
