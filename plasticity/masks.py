@@ -66,17 +66,11 @@ class Masks:
 
     def apply(self, model: nn.Module) -> None:
         """Set every removed weight to 0 again."""
-        with torch.no_grad():
-            for name in self._kept:
-                _weight(model, name).mul_(self.kept(model, name))
+        BoundMasks(self, model).apply()
 
     def mask_gradients(self, model: nn.Module) -> None:
         """Set the gradient of every removed weight to 0."""
-        with torch.no_grad():
-            for name in self._kept:
-                gradient = _weight(model, name).grad
-                if gradient is not None:
-                    gradient.mul_(self.kept(model, name))
+        BoundMasks(self, model).mask_gradients()
 
     def removed_fraction(self) -> float:
         """Return the share of removed weights among those of masked layers; 0 where nothing is masked."""
@@ -104,6 +98,33 @@ class Masks:
         """Forget the masks of layers that the model no longer has."""
         modules = dict(unwrap(model).named_modules())
         self._kept = {name: mask for name, mask in self._kept.items() if name in modules}
+
+
+class BoundMasks:
+    """Masks on the weights of one model as it is now, to be kept for as long as neither changes: cheap in every step.
+
+    Args:
+        masks: The masks.
+        model: The network.
+    """
+
+    def __init__(self, masks: Masks, model: nn.Module) -> None:
+        self._weights: list[Tensor] = [_weight(model, name) for name in masks]
+        self._kept = [masks.kept(model, name) for name in masks]
+
+    def apply(self) -> None:
+        """Set every removed weight to 0 again."""
+        if self._weights:
+            with torch.no_grad():
+                torch._foreach_mul_(self._weights, self._kept)
+
+    def mask_gradients(self) -> None:
+        """Set the gradient of every removed weight to 0."""
+        pairs = [(w.grad, kept) for w, kept in zip(self._weights, self._kept, strict=True) if w.grad is not None]
+        if pairs:
+            with torch.no_grad():
+                gradients, kept = ([pair[i] for pair in pairs] for i in (0, 1))
+                torch._foreach_mul_(gradients, kept)
 
 
 def _weight(model: nn.Module, name: str) -> nn.Parameter:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.activity import Activity
-from plasticity.groups import unwrap
+from plasticity.groups import UnitGroups, unwrap
 from plasticity.metrics.tally import Tally
 from plasticity.plugins.base import model_inputs
 from plasticity.probe import Probe
@@ -27,12 +27,14 @@ class Observer:
         features: How many rows of the penultimate representation a stretch keeps, at most.
         wide: Whether wide stretches are asked for.
         shared: A wide stretch keeps equally many of each narrow one, instead of those that came first.
+        groups: The hidden units, if they are declared by hand.
 
     Attributes:
         wide: What the wide stretch saw in its closed narrow ones.
     """
 
-    def __init__(self, features: int, *, wide: bool, shared: bool = False) -> None:
+    def __init__(self, features: int, *, wide: bool, shared: bool = False, groups: UnitGroups | None = None) -> None:
+        self._groups = groups
         self._features, self._adds_up, self._shared = features, wide, shared
         self._activity: Activity | None = None
         self._structure: Any = None
@@ -69,7 +71,7 @@ class Observer:
         structure = _structure(model)
         if self._activity is None or self._activity.model is not model or self._structure != structure:
             self._collect()
-            units = find_units(model, Probe([model_inputs(strategy)]).example())
+            units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
             self._activity, self._structure = Activity(model, units, features=self._features), structure
         self._hooks.callback(self._activity.detach)
         self._activity.attach()

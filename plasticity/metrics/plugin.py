@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from avalanche.evaluation.metric_definitions import PluginMetric
@@ -12,7 +12,7 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.groups import unwrap
+from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
 from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
 from plasticity.metrics.observer import Observer
@@ -33,6 +33,7 @@ def plasticity_metrics(
     tau: float = 0.025,
     over_active_bound: float = 0.95,
     features: int = 2048,
+    groups: Iterable[UnitGroup] | None = None,
 ) -> list[PlasticityMetrics]:
     """Return metrics for Avalanche's EvaluationPlugin; without a granularity there are none.
 
@@ -75,6 +76,7 @@ def plasticity_metrics(
         over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
         features: Rows of the penultimate representation on which ranks are computed, at most: the first ones; over a
             stream equally many of each experience, its first ones.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
 
     Returns:
         One metric that emits all of them, from one watch; or none.
@@ -98,7 +100,7 @@ def plasticity_metrics(
         over_active_bound=over_active_bound,
         features=features,
     )
-    return [PlasticityMetrics(settings)]
+    return [PlasticityMetrics(settings, None if groups is None else UnitGroups(groups))]
 
 
 class PlasticityMetrics(PluginMetric[float]):
@@ -106,18 +108,19 @@ class PlasticityMetrics(PluginMetric[float]):
 
     Args:
         settings: What to measure, and when.
+        groups: The hidden units, if they are declared by hand.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, groups: UnitGroups | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.settings = settings
         rows = settings.features if settings.needs("features") else 0
         watched = settings.needs("units") or settings.needs("features")
         self._training = self._evaluation = None
         if watched and settings.in_training:
-            self._training = Observer(rows, wide=settings.epoch)
+            self._training = Observer(rows, wide=settings.epoch, groups=groups)
         if watched and settings.in_evaluation:
-            self._evaluation = Observer(rows, wide=settings.stream, shared=True)
+            self._evaluation = Observer(rows, wide=settings.stream, shared=True, groups=groups)
         self._initial: dict[str, Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._gradients: Values = {}

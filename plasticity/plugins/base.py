@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.groups import UnitGroups
+from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.probe import Probe, RecentInputs
 from plasticity.units import find_units
@@ -51,6 +51,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         probe_samples: On how many training samples units are judged, at most; they are the latest ones, and no more
             than the experience has, so that its epochs count once.
         seed: Seed of the plugin's own random generator.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
 
     Attributes:
         history: The reports of all interventions so far, as plain dictionaries with their "experience".
@@ -61,7 +62,14 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     method = "treatment"
 
-    def __init__(self, *, every: Every = "experience", probe_samples: int = 2048, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        every: Every = "experience",
+        probe_samples: int = 2048,
+        seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         if every not in ("experience", "epoch") and not _is_count(every):
             raise UserError(f'every must be "experience", "epoch" or a whole number of iterations, not {every!r}')
@@ -69,6 +77,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
             raise UserError(f"probe_samples must be a whole number of at least 1, not {probe_samples!r}")
         self.every = every
         self.probe_samples = probe_samples
+        self.groups = None if groups is None else UnitGroups(groups)
         self.history: list[dict[str, Any]] = []
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
         self._recent = RecentInputs(probe_samples)
@@ -118,6 +127,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         Raises:
             UserError: If it has none.
         """
+        if self.groups is not None:
+            return self.groups
         units = find_units(strategy.model, self._recent.probe(strategy.device).example())
         if len(units) == 0:
             raise UserError(

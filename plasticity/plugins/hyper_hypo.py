@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.freezing import PartialTraining
-from plasticity.groups import UnitGroups
-from plasticity.masks import Masks
+from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.hyper_hypo import (
     HyperHypoRule,
     Mode,
@@ -55,6 +55,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         maximum_pruned: Largest share of a layer that "prune" may silence over the stream, in [0, 1].
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `units="random"` alone.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
 
     Attributes:
         rule: The arguments that say how units are chosen; see `plasticity.methods.hyper_hypo.HyperHypoRule`.
@@ -85,8 +86,9 @@ class HyperHypoPlugin(TreatmentPlugin):
         maximum_pruned: float = 0.5,
         probe_samples: int = 2048,
         seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
     ) -> None:
-        super().__init__(every="experience", probe_samples=probe_samples, seed=seed)
+        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, groups=groups)
         self.rule = HyperHypoRule(mode, saliency, select, percent, low, high, units, maximum_pruned)
         if not 0 <= adapt_share <= 1:
             raise UserError(f"adapt_share must lie in [0, 1], not {adapt_share}")
@@ -97,11 +99,13 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._entries: dict[str, Tensor] = {}
         self._iterations_left: int | None = 0  # of the stage; None: still to be counted
         self._stage: PartialTraining | None = None
+        self._bound: BoundMasks | None = None
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Choose units, and prune them in mode "prune"."""
+        self._bound = None
         if self.rule.mode == "prune":
             report, self.selections = prune_units(
                 model, units, probe, self.masks, self.pruned, self.rule, optimizer, generator
@@ -115,6 +119,7 @@ class HyperHypoPlugin(TreatmentPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences; masks follow the model that is now in place."""
         self._end_stage()
+        self._bound = None
         self.masks.prune_missing(strategy.model)
         treatments = len(self.history)
         super().before_training_exp(strategy, *args, **kwargs)
@@ -134,11 +139,15 @@ class HyperHypoPlugin(TreatmentPlugin):
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections out of the gradient."""
-        self.masks.mask_gradients(strategy.model)
+        if self._bound is None:
+            self._bound = BoundMasks(self.masks, strategy.model)
+        self._bound.mask_gradients()
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections at 0."""
-        self.masks.apply(strategy.model)
+        if self._bound is None:
+            self._bound = BoundMasks(self.masks, strategy.model)
+        self._bound.apply()
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let the whole network learn once its time has come."""
@@ -176,6 +185,7 @@ class HyperHypoPlugin(TreatmentPlugin):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned between two experiences."""
         self._end_stage()
+        self._bound = None
         super().load_state_dict(state)
         self.masks.load_state_dict(state["masks"])
         self.pruned = {name: mask.cpu().to(torch.bool).clone() for name, mask in state["pruned"].items()}
@@ -188,7 +198,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._iterations_left = None if left is None else int(left)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stage": None}
+        return {**super().__getstate__(), "_stage": None, "_bound": None}
 
 
 def _mini_batches(strategy: Any) -> int:

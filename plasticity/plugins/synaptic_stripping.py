@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.groups import UnitGroups
-from plasticity.masks import Masks
+from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import Every, TreatmentPlugin
@@ -32,6 +32,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         every: "experience", "epoch" or a number of iterations; None: as the preset.
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `fallback="reinitialise"` alone.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         **rule: Replace single values of the preset: `fraction`, `score`, `guard`, `fallback`, `max_row_sparsity`,
             `rounds`, `clean_optimizer`; see `plasticity.methods.synaptic_stripping.StrippingRule`.
 
@@ -54,13 +55,14 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         every: Every | None = None,
         probe_samples: int = 2048,
         seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
         **rule: Any,
     ) -> None:
         if preset not in PRESETS:
             raise UserError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
         if every is None:
             every = "epoch" if preset == "whitaker2023" else "experience"
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
         unknown = sorted(set(rule) - set(PRESETS[preset].__dataclass_fields__))
         if unknown:
             known = ", ".join(PRESETS[preset].__dataclass_fields__)
@@ -68,15 +70,18 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         self.rule = replace(PRESETS[preset], **rule)
         self.masks = Masks()
         self._model: weakref.ref[nn.Module] | None = None
+        self._bound: BoundMasks | None = None
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Strip the dead units once."""
+        self._bound = None
         return strip_dead_units(model, units, probe, self.masks, self.rule, optimizer, generator)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences; masks follow the model that is now in place."""
+        self._bound = None
         self.masks.prune_missing(strategy.model)
         replaced = self._model is not None and self._model() is not strategy.model
         if replaced and self.masks.disturbed(strategy.model):  # a network that starts anew, as GDumb's
@@ -87,11 +92,15 @@ class SynapticStrippingPlugin(TreatmentPlugin):
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections out of the gradient."""
-        self.masks.mask_gradients(strategy.model)
+        if self._bound is None:
+            self._bound = BoundMasks(self.masks, strategy.model)
+        self._bound.mask_gradients()
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections at 0."""
-        self.masks.apply(strategy.model)
+        if self._bound is None:
+            self._bound = BoundMasks(self.masks, strategy.model)
+        self._bound.apply()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, the masks among it."""
@@ -101,7 +110,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self.masks.load_state_dict(state["masks"])
-        self._model = None
+        self._model = self._bound = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_model": None}
+        return {**super().__getstate__(), "_model": None, "_bound": None}
