@@ -41,7 +41,7 @@ class _Tracer:
         self.ledger = ledger
         self.stack: list[tuple[str, nn.Module]] = [("", model)]
         self.counts: dict[str, int] = {}
-        self.last = "its start"
+        self.reached = "at its start"
         self.failed: tuple[BaseException, str] | None = None
 
     @property
@@ -51,7 +51,7 @@ class _Tracer:
     def place(self) -> str:
         name, module = self.stack[-1]
         inside = f"module '{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-        return f"{inside}, after {self.last}"
+        return f"{inside}, {self.reached}"
 
     def fail(self, error: BaseException | None) -> None:
         """Remember in which module an exception appeared first."""
@@ -76,8 +76,9 @@ class _Operators(TorchDispatchMode):
         before = [ledger.value(tensor) for tensor in inputs]
         base = func._schema.name.split("::")[-1]
         name = base if base.startswith("__") else base.removesuffix("_")
-        tracer.last = f"`{name}`"
+        tracer.reached = f"in `{name}`"
         result = func(*args, **kwargs)
+        tracer.reached = f"after `{name}`"
         operation = rules.Operation(func, name, args, kwargs, inputs, before, result, tracer.where)
         rule = rules.rule_for(func, name)
         _note_parameters(ledger, operation, rule)
