@@ -165,16 +165,18 @@ class Stripping(SynapticStrippingPlugin):
 
 
 class MasksHold(SupervisedPlugin):
-    """Looks after every iteration whether removed weights are exactly 0, and others have not become so."""
+    """Looks after every update whether removed weights and their gradients are exactly 0, and other weights not."""
 
     def __init__(self, stripping):
         super().__init__()
         self.stripping, self.checks = stripping, 0
 
-    def after_training_iteration(self, strategy, **kwargs):
+    def after_update(self, strategy, **kwargs):
         for name in self.stripping.masks:
             weight = strategy.model.get_submodule(name).weight
-            assert torch.equal(weight != 0, self.stripping.masks.kept(strategy.model, name))
+            kept = self.stripping.masks.kept(strategy.model, name)
+            assert torch.equal(weight != 0, kept)
+            assert not weight.grad[~kept].any()
             self.checks += 1
 
 

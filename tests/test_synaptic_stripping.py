@@ -309,6 +309,18 @@ def test_no_row_ever_loses_more_than_its_share():
     assert report.counts["rounds"] == 0  # and it sees that nothing is left to do
 
 
+def test_equal_connections_lie_not_below_their_quantile_and_the_guard_takes_one_at_a_time():
+    model = nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(-0.5), model[0].bias.fill_(-1)
+    x, masks = torch.rand(20, 6), Masks()
+    strip(model, x, AUTHORS, masks)
+    assert masks.removed() == 0
+    for gone in range(1, 7):
+        strip(model, x, replace(DEFAULT, fallback="none", rounds=1, max_row_sparsity=1.0), masks)
+        assert masks.removed() == gone
+
+
 @pytest.mark.parametrize("rule", [DEFAULT, replace(AUTHORS, rounds=3)])
 def test_the_optimizer_forgets_what_is_removed_but_not_by_the_authors_rule(rule):
     model, x = sick(PROBLEMS["conv, grouped and normalised"], 0)

@@ -286,6 +286,8 @@ def test_a_plugin_restored_between_experiences_goes_on_bit_identically(copied, f
     assert history == other_history
     assert str(state) == str(other_state)
     assert sum(entry["fallback"] for entry in history) > 0
+    drawn = not torch.equal(state["generator"], SynapticStrippingPlugin().state_dict()["generator"])
+    assert drawn == (fallback == "reinitialise")
     assert state["masks"]
 
 
