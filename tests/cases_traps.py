@@ -141,7 +141,7 @@ def _own_index(m, x):
 
 def _chooses(m, x):
     h, g = torch.relu(m.a(x)), torch.relu(m.b(x))
-    return m.c(g.gather(1, (h > 0.5).long()))
+    return m.c(g.gather(1, (h > 0.5).long())) + m.d(h)
 
 
 def _masked(m, x):
@@ -214,7 +214,7 @@ TRAPS = [
     vectors(_coin_of_units, name="coins with units as odds", **AB, private="", watched="a"),
     vectors(_filled, name="filled with a unit", **AB, private="", watched="a"),
     vectors(_own_index, name="indexed by itself", a=(6, 8), a2=(6, 8), b=(8, 3), private="a2", watched="a"),
-    vectors(_chooses, name="units choose units", **ABC, private="", watched="a b"),
+    vectors(_chooses, name="units choose units", **ABC, d=(8, 3), private="", watched="a b"),
     vectors(_masked, name="units mask units", **ABC, d=(8, 3), private="", watched="a b"),
     vectors(_sorted, name="sorted", **AB, private="", watched="a"),
     vectors(_cumulative, name="cumulative sum", **AB, private="", watched="a"),

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import Net
+from cases import AVALANCHE, TORCHVISION, Net
+from cases_images import IMAGES, SIGNALS
+from cases_vectors import VECTORS
 from slow_statistics import Slow, counts, hooks, mlp
 from torch import nn
 
@@ -143,3 +145,52 @@ def test_no_units():
         model(x)
     assert activity.statistics() == {}
     assert torch.equal(activity.features(), x)
+
+
+# --- any model -------------------------------------------------------------------------------------------------------
+
+DIRECT = [*AVALANCHE, *TORCHVISION, *VECTORS, *IMAGES, *SIGNALS]
+DIRECT = [case for case in DIRECT if case.name != "CReLU as one activation"]
+
+
+def shift_of(model, group):
+    """Return the parameter and its entries that shift each unit before its activation, and the scale to set to 0."""
+    (write,) = group.writes
+    if write.norm is None:
+        layer = model.get_submodule(write.layer)
+        return layer.bias, layer.weight, write.rows
+    norm = model.get_submodule(write.norm)
+    return norm.bias, norm.weight, write.norm_rows
+
+
+@pytest.mark.parametrize("case", DIRECT, ids=lambda case: case.name)
+def test_statistics_belong_to_the_rows_that_write(case):
+    """A unit whose row writes a constant shows the constant's activation, and no other unit does."""
+    model, (example, *_) = case.model().eval(), case.inputs()
+    units = find_units(model, example)
+    with watch(model, units) as activity, torch.no_grad():
+        model(*example)
+    usual = activity.statistics()
+    for group in units:
+        assert usual[group.name].count > 0
+        if not group.private or len(group.writes) > 1:
+            continue
+        shift, scale, rows = shift_of(model, group)
+        if shift is None:
+            continue
+        unit = group.size // 2
+        kept = shift.detach().clone(), scale.detach().clone()
+        with torch.no_grad():
+            scale[rows[unit]] = 0
+            shift[rows[unit]] = 2.5
+            with watch(model, [group]) as activity:
+                model(*example)
+            shift.copy_(kept[0])
+            scale.copy_(kept[1])
+        found = activity.statistics()[group.name]
+        constant = float(getattr(F, group.activation, getattr(torch, group.activation, None))(torch.tensor(2.5)))
+        assert float(found.mean[unit]) == pytest.approx(constant, rel=1e-5), group.name
+        assert float(found.mean_abs[unit]) == pytest.approx(constant, rel=1e-5)
+        assert int(found.fired[unit]) == found.count == usual[group.name].count
+        others = [other for other in range(group.size) if other != unit]
+        torch.testing.assert_close(found.mean[others], usual[group.name].mean[others], rtol=1e-6, atol=1e-9)

@@ -70,9 +70,11 @@ def test_names_of_clamps():
     for call, name in (
         (lambda z: z.clamp(min=0), "relu"),
         (lambda z: torch.clamp(z, 0), "relu"),
-        (lambda z: z.clamp(0, 6), "hardtanh"),
-        (lambda z: torch.clip(z, -1, 1), "hardtanh"),
-        (lambda z: z.clamp(min=0.5), "clamp"),
+        (lambda z: z.clamp(0, 6), "relu6"),
+        (lambda z: torch.clip(z, 0.0, max=1), "hardtanh"),
+        (lambda z: z.clamp(min=-10, max=10), None),
+        (lambda z: z.clamp(min=1e-6), None),
+        (lambda z: F.relu(z.clamp(-10, 10)), "relu"),
         (lambda z: z.clamp(max=1), None),
         (lambda z: z.clamp(min=torch.zeros(8)), None),
     ):

@@ -57,8 +57,6 @@ def activation_name(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
         return name
     minimum = kwargs.get("min", args[1] if len(args) > 1 else None)
     maximum = kwargs.get("max", args[2] if len(args) > 2 else None)
-    if isinstance(minimum, Tensor) or isinstance(maximum, Tensor) or minimum is None:
-        return None
-    if maximum is None:
-        return "relu" if minimum == 0 else "clamp"
-    return "hardtanh"
+    if isinstance(minimum, Tensor) or isinstance(maximum, Tensor) or minimum != 0:
+        return None  # a guard against extreme numbers
+    return {None: "relu", 6: "relu6"}.get(maximum, "hardtanh")
