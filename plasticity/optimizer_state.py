@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.slices import Slices
 
 Moments = Literal["young", "mean", "zero", "keep"]
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")
@@ -17,7 +18,11 @@ _NO_MOMENTS = ("step_size", "ax")  # Rprop's step sizes and ASGD's averaged weig
 
 
 def clean_state(
-    optimizer: Optimizer | None, parameter: Tensor, where: Tensor, moments: Moments = "young", share: float = 0.01
+    optimizer: Optimizer | None,
+    parameter: Tensor,
+    where: Tensor | Slices,
+    moments: Moments = "young",
+    share: float = 0.01,
 ) -> None:
     """Clean the optimizer state of some entries of a parameter; the state of all others is left alone.
 
@@ -36,7 +41,7 @@ def clean_state(
     Args:
         optimizer: The optimizer, or None for nothing to clean.
         parameter: The parameter, as the optimizer holds it.
-        where: Boolean tensor of the parameter's shape, True for the entries to clean.
+        where: Boolean tensor of the parameter's shape, True for the entries to clean; or rows or columns of it.
         moments: What becomes of second moments; "keep" leaves the whole state as it is.
         share: For "young". The default suits entries whose gradient grows from 0, as that of the incoming weights of a
             unit whose outgoing weights are 0; 0.1 suits those whose gradient is at once as large as others'.
@@ -56,10 +61,18 @@ def clean_state(
         for name, entry in state.items():
             if not isinstance(entry, Tensor) or entry.shape != parameter.shape or entry.dim() == 0:
                 continue
+            if name in _NO_MOMENTS:
+                continue
+            _fill(entry, where, 0.0)
             if name in SECOND_MOMENTS and factor > 0:
-                kept = ~where & (entry > 0)  # removed weights never had a gradient
+                # Those just cleaned, like removed weights, which never had a gradient, are 0 and do not count.
                 wide = torch.promote_types(entry.dtype, torch.float32)
-                mean = torch.where(kept, entry, 0).sum(dtype=wide) / kept.sum().clamp(min=1)
-                entry.copy_(torch.where(where, factor * mean, entry))
-            elif name not in _NO_MOMENTS:
-                entry.masked_fill_(where, 0)
+                mean = entry.sum(dtype=wide) / torch.count_nonzero(entry).clamp(min=1)
+                _fill(entry, where, (factor * mean.nan_to_num(0.0)).to(entry.dtype))
+
+
+def _fill(entry: Tensor, where: Tensor | Slices, value: Tensor | float) -> None:
+    if isinstance(where, Slices):
+        where.fill(entry, value)
+    else:
+        entry.copy_(torch.where(where, value, entry))

@@ -13,6 +13,7 @@ from plasticity.errors import UserError
 from plasticity.groups import Consumer, UnitGroup, Write, layer, unwrap
 from plasticity.masks import Masks
 from plasticity.optimizer_state import Moments, clean_state
+from plasticity.slices import Slices
 
 Index = Tensor | Sequence[int]
 OUTGOING_SHARE = 0.1
@@ -35,10 +36,7 @@ def silence(model: nn.Module, group: UnitGroup, index: Index, optimizer: Optimiz
     _require_private(group)
     with torch.no_grad():
         for reader in group.readers:
-            weight = _parameter(model, reader.layer, "weight")
-            where = outgoing(model, reader, chosen)
-            weight.masked_fill_(where, 0)
-            clean_state(optimizer, weight, where, "zero")
+            _silence(model, reader, chosen, None, optimizer, "zero")
 
 
 def reinitialise(
@@ -51,6 +49,7 @@ def reinitialise(
     initial: Mapping[str, Tensor] | None = None,
     masks: Masks | None = None,
     moments: Moments = "young",
+    marked: Tensor | None = None,
 ) -> None:
     """Make some units new: fresh incoming weights and bias, outgoing weights 0, optimizer state cleaned.
 
@@ -61,28 +60,30 @@ def reinitialise(
     Args:
         model: The network.
         group: A private group of it.
-        index: (n,) numbers of the units, or a (size,) boolean mask.
+        index: (n,) numbers of the units, or a (size,) boolean mask. Nothing waits for the device where these are
+            numbers on it, no unit twice, and `initial` is on it too.
         optimizer: Its state is cleaned at every changed weight, and nowhere else.
         generator: Where fresh weights are drawn from, the same for every device; None: PyTorch's own, of the CPU.
         initial: Parameters and buffers at initialisation by qualified name, such as a copied `state_dict()`.
         masks: Removed connections, which stay removed.
         moments: What becomes of second moments, see `plasticity.optimizer_state.clean_state`.
+        marked: (n,) bool on the model's device, which of the units named by number are meant; None: all. The others
+            stay bit-equal, so that the device can decide how many units are made new.
 
     Raises:
         UserError: If the group is not private, or the index does not fit it.
     """
     chosen = units_index(group, index)
+    if marked is None and chosen.device.type == "cpu":
+        chosen = chosen.unique()
     _require_private(group)
     if chosen.numel() == 0:
         return
     with torch.no_grad():
         for write in group.writes:
-            _renew_rows(model, write, chosen, optimizer, generator, initial or {}, moments)
+            _renew_rows(model, write, chosen, marked, optimizer, generator, initial or {}, moments)
         for reader in group.readers:
-            weight = _parameter(model, reader.layer, "weight")
-            where = outgoing(model, reader, chosen)
-            weight.masked_fill_(where, 0)
-            clean_state(optimizer, weight, where, moments, OUTGOING_SHARE)
+            _silence(model, reader, chosen, marked, optimizer, moments)
         if masks is not None:
             masks.apply(model)
 
@@ -108,56 +109,99 @@ def units_index(group: UnitGroup, index: Index) -> Tensor:
     return chosen
 
 
-def outgoing(model: nn.Module, reader: Consumer, index: Tensor) -> Tensor:
+def outgoing(model: nn.Module, reader: Consumer, index: Tensor, marked: Tensor | None = None) -> Tensor:
     """Return where a reader's weight reads some units.
 
     Args:
         model: The network.
         reader: A consumer of the units' group.
         index: (n,) numbers of the units.
+        marked: (n,) bool, which of them are meant; None: all.
 
     Returns:
         Boolean tensor of the shape of the reader's weight.
     """
     module = layer(model, reader.layer)
     weight = _parameter(model, reader.layer, "weight")
-    columns = reader.columns.to(index.device)[index].flatten()
+    columns = _look_up(reader.columns, index, weight.device)
+    if marked is not None:
+        columns = torch.where(marked[:, None], columns, -1)
     groups = int(getattr(module, "groups", 1))
     hit = torch.zeros(weight.shape[1] * groups + 1, dtype=torch.bool, device=weight.device)
-    hit[columns.to(weight.device)] = True  # padding, -1, hits the extra last place
+    hit[columns.flatten()] = True  # padding, -1, hits the extra last place
     per_group = hit[:-1].view(groups, 1, weight.shape[1]).expand(groups, weight.shape[0] // groups, weight.shape[1])
     rows = per_group.reshape(weight.shape[0], weight.shape[1])
     return rows.view(*rows.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
 
 
-def incoming(model: nn.Module, write: Write, index: Tensor) -> Tensor:
-    """Return which rows of a writer write some units, as a (rows,) boolean tensor."""
-    weight = _parameter(model, write.layer, "weight")
-    return _hit(write.rows, index, weight.shape[0], weight.device)
+def columns_of(model: nn.Module, reader: Consumer, index: Tensor, marked: Tensor | None = None) -> Slices | None:
+    """Return the columns through which a reader reads some units, one unit after the other.
+
+    Args:
+        model: The network.
+        reader: A consumer of the units' group.
+        index: (n,) numbers of the units.
+        marked: (n,) bool, which of them are meant; None: all.
+
+    Returns:
+        The n * columns_per_unit columns; None if the reader reads some units through fewer.
+    """
+    if bool((reader.columns < 0).any()):
+        return None
+    module, weight = layer(model, reader.layer), _parameter(model, reader.layer, "weight")
+    columns = _look_up(reader.columns, index, weight.device).flatten()
+    every = None if marked is None else marked.repeat_interleave(reader.columns_per_unit)
+    return Slices.columns(columns, weight.shape[1], int(getattr(module, "groups", 1)), every)
 
 
-def _hit(rows: Tensor, index: Tensor, length: int, device: torch.device) -> Tensor:
-    hit = torch.zeros(length + 1, dtype=torch.bool, device=device)
-    hit[rows.to(index.device)[index].to(device)] = True
-    return hit[:-1]
+def _silence(
+    model: nn.Module,
+    reader: Consumer,
+    index: Tensor,
+    marked: Tensor | None,
+    optimizer: Optimizer | None,
+    moments: Moments,
+) -> None:
+    weight = _parameter(model, reader.layer, "weight")
+    where: Tensor | Slices | None = columns_of(model, reader, index, marked)
+    if isinstance(where, Slices):
+        where.fill(weight, 0.0)
+    else:
+        where = outgoing(model, reader, index, marked)
+        weight.masked_fill_(where, 0)
+    clean_state(optimizer, weight, where, moments, OUTGOING_SHARE)
+
+
+def _rows_of(rows: Tensor, index: Tensor, marked: Tensor | None, device: torch.device) -> Slices:
+    """Return which rows write some units; there is none for a unit of which `rows` has -1."""
+    found = _look_up(rows, index, device)
+    if bool((rows < 0).any()):  # only in groups made by hand
+        marked = None if marked is None else marked[found >= 0]
+        found = found[found >= 0]
+    return Slices.rows(found, marked)
+
+
+def _look_up(table: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """Return entries of a table, which is on the host, on a device."""
+    return table.to(index.device, non_blocking=True)[index].to(device, non_blocking=True)
 
 
 def _renew_rows(
     model: nn.Module,
     write: Write,
     index: Tensor,
+    marked: Tensor | None,
     optimizer: Optimizer | None,
     generator: torch.Generator | None,
     initial: Mapping[str, Tensor],
     moments: Moments,
 ) -> None:
-    rows = incoming(model, write, index)  # refuses a weight that is not the layer's own
-    fresh = _fresh(layer(model, write.layer), write.layer, generator, initial)
-    for name, values in fresh.items():
+    weight = _parameter(model, write.layer, "weight")  # refuses one that is not the layer's own
+    rows = _rows_of(write.rows, index, marked, weight.device)
+    for name, values in _fresh(layer(model, write.layer), write.layer, rows, generator, initial).items():
         parameter = _parameter(model, write.layer, name)
-        where = rows.view(-1, *[1] * (parameter.dim() - 1)).expand(parameter.shape)
-        parameter.copy_(torch.where(where, values, parameter))
-        clean_state(optimizer, parameter, where, moments)
+        rows.fill(parameter, values)
+        clean_state(optimizer, parameter, rows, moments)
     if write.norm is None or write.norm_rows is None:
         return
     norm = unwrap(model).get_submodule(write.norm)
@@ -165,17 +209,17 @@ def _renew_rows(
     for name, value in start.items():
         tensor = getattr(norm, name, None)
         if isinstance(tensor, Tensor) and tensor.dim() == 1:
-            where = _hit(write.norm_rows, index, len(tensor), tensor.device)
+            channels = _rows_of(write.norm_rows, index, marked, tensor.device)
             first = initial.get(f"{write.norm}.{name}")
-            begin = first.to(tensor) if first is not None and first.shape == tensor.shape else value
-            tensor.copy_(torch.where(where, begin, tensor))
-            clean_state(optimizer, tensor, where, moments)
+            known = first is not None and first.shape == tensor.shape
+            channels.fill(tensor, channels.read(first.to(tensor)) if known and first is not None else value)
+            clean_state(optimizer, tensor, channels, moments)
 
 
 def _fresh(
-    module: nn.Module, name: str, generator: torch.Generator | None, initial: Mapping[str, Tensor]
+    module: nn.Module, name: str, rows: Slices, generator: torch.Generator | None, initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Draw a whole weight and bias from a layer's initial distribution."""
+    """Draw rows of a weight and bias from a layer's initial distribution, (n, ...) each."""
     own = {key: value for key, value in module.named_parameters(recurse=False) if key in ("weight", "bias")}
     known = {key: initial[f"{name}.{key}"] for key in own if f"{name}.{key}" in initial}
     if len(known) == len(own):
@@ -183,8 +227,9 @@ def _fresh(
         for key, parameter in own.items():
             pool = known[key].to(parameter).flatten()
             device = generator.device if generator is not None else torch.device("cpu")
-            picks = torch.randint(len(pool), parameter.shape, generator=generator, device=device)
-            drawn[key] = pool[picks.to(parameter.device)]
+            shape = (len(rows.index[0]), *parameter.shape[1:])
+            picks = torch.randint(len(pool), shape, generator=generator, device=device)
+            drawn[key] = pool[picks.to(parameter.device, non_blocking=True)]
         return drawn
     reset = getattr(module, "reset_parameters", None)
     if not callable(reset):
@@ -194,7 +239,7 @@ def _fresh(
             seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
             torch.default_generator.manual_seed(int(seed))
         reset()
-        return {key: getattr(module, key).detach().to(parameter.device) for key, parameter in own.items()}
+        return {key: rows.read(getattr(module, key).detach().to(value.device)) for key, value in own.items()}
 
 
 @contextmanager

@@ -55,6 +55,13 @@ def hyper_hypo_random(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [HyperHypoPlugin(units="random", seed=context.seed)]
 
 
+def redo(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Dormant units are made new every 1,000 iterations."""
+    from plasticity.plugins import ReDoPlugin
+
+    return [ReDoPlugin(seed=context.seed)]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -67,5 +74,6 @@ for _name, _plugins, _summary in (
     ),
     ("hyper-hypo", hyper_hypo, "units that fire nearly always or hardly ever learn first, then the whole network"),
     ("hyper-hypo-random", hyper_hypo_random, "its control: as many units, chosen at random"),
+    ("redo", redo, "make dormant units new every 1,000 iterations"),
 ):
     register(_name, _plugins, _summary)

@@ -31,7 +31,7 @@ def test_units_are_found_once_for_each_structure(monkeypatch):
         found.append(len(example[0]))
         return find_units(model, example)
 
-    monkeypatch.setattr("plasticity.metrics.observer.find_units", spy)
+    monkeypatch.setattr("plasticity.plugins.observing.find_units", spy)
     learn(naive(mlp(), plasticity_metrics(**EVERY)), stream())
     assert found == [4, 4]  # in training and in evaluation, of a few samples
     found.clear()

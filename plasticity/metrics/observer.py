@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
-
-from torch import nn
-from torch.nn.parameter import is_lazy
+from functools import partial
 
 from plasticity.activity import Activity
-from plasticity.groups import UnitGroups, unwrap
+from plasticity.groups import UnitGroups
 from plasticity.metrics.tally import Tally
-from plasticity.plugins.base import model_inputs
-from plasticity.probe import Probe
-from plasticity.units import find_units
+from plasticity.plugins.observing import ForwardObserver
 
 
-class Observer:
+class Observer(ForwardObserver[Activity]):
     """Watches one forward pass at a time, over a narrow and a wide stretch: a mini-batch and its epoch, for example.
-
-    Hooks are on the model only between `begin` and the end of the next forward pass, so that further passes of the
-    same model, and copies of it, are as if nobody watched. Units are found before the first pass, and again when the
-    model is another object or is built differently.
 
     Args:
         features: How many rows of the penultimate representation a stretch keeps, at most.
@@ -34,11 +24,8 @@ class Observer:
     """
 
     def __init__(self, features: int, *, wide: bool, shared: bool = False, groups: UnitGroups | None = None) -> None:
-        self._groups = groups
+        super().__init__(partial(Activity, features=features), groups)
         self._features, self._adds_up, self._shared = features, wide, shared
-        self._activity: Activity | None = None
-        self._structure: Any = None
-        self._hooks = ExitStack()
         self.restart()
 
     def restart(self) -> None:
@@ -46,8 +33,8 @@ class Observer:
         self.end()
         self.wide = Tally(self._features, shared=self._shared)
         self._narrow = Tally(self._features)
-        if self._activity is not None:
-            self._activity.reset()
+        if self.activity is not None:
+            self.activity.reset()
 
     def close(self) -> Tally:
         """End the narrow stretch and begin the next; return what it saw."""
@@ -57,49 +44,11 @@ class Observer:
             self.wide.add(narrow.statistics, narrow.features())
         return narrow
 
-    def begin(self, strategy: Any) -> None:
-        """Watch the next forward pass of the strategy's model.
-
-        Args:
-            strategy: The strategy, about to run its model on the present mini-batch.
-
-        Raises:
-            TraceError: If the units of the model cannot be found.
-        """
-        self.end()  # a pass that was interrupted may have left its hooks
-        model = unwrap(strategy.model)
-        structure = _structure(model)
-        if self._activity is None or self._activity.model is not model or self._structure != structure:
-            self._collect()
-            units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
-            self._activity, self._structure = Activity(model, units, features=self._features), structure
-        self._hooks.callback(self._activity.detach)
-        self._activity.attach()
-        self._hooks.callback(model.register_forward_hook(self._over).remove)
-
-    def end(self) -> None:
-        """Take every hook off the model."""
-        self._hooks.close()
-
-    def _over(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.end()
+    def before_renewal(self) -> None:
+        """Keep what was seen of the model as it was."""
+        self._collect()
 
     def _collect(self) -> None:
-        if self._activity is not None:
-            self._narrow.add(self._activity.statistics(), self._activity.features())
-            self._activity.reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_activity": None, "_structure": None, "_hooks": ExitStack()}
-
-
-def _structure(model: nn.Module) -> Any:
-    """Describe how a model is built and in which mode it is; cheap enough to be compared before every forward pass."""
-    return model.training, [
-        (type(module), *module._modules.keys(), *(_shape(each) for each in module._parameters.values()))
-        for module in model.modules()
-    ]
-
-
-def _shape(parameter: nn.Parameter | None) -> Any:
-    return None if parameter is None or is_lazy(parameter) else parameter.shape
+        if self.activity is not None:
+            self._narrow.add(self.activity.statistics(), self.activity.features())
+            self.activity.reset()

@@ -2,6 +2,12 @@
 
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.hyper_hypo import HyperHypoPlugin
+from plasticity.plugins.redo import ReDoPlugin
 from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
 
-__all__ = ["HyperHypoPlugin", "SynapticStrippingPlugin", "TreatmentPlugin"]
+__all__ = [
+    "HyperHypoPlugin",
+    "ReDoPlugin",
+    "SynapticStrippingPlugin",
+    "TreatmentPlugin",
+]

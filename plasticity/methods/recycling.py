@@ -1,0 +1,110 @@
+"""What all methods share that make single units new: which units may be, and where fresh weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups, unwrap
+from plasticity.optimizer_state import Moments
+from plasticity.surgery import reinitialise
+
+
+def private_groups(units: UnitGroups) -> UnitGroups:
+    """Return the groups whose units may be made new.
+
+    Raises:
+        UserError: If there is none.
+    """
+    private = [group for group in units if group.private]
+    if not private:
+        reasons = "; ".join(f"'{group.name}': {group.reason}" for group in units) or "it has no hidden units"
+        raise UserError(f"no unit of this model can be made new without changing others: {reasons}")
+    return UnitGroups(private, outputs=units.outputs)
+
+
+def skipped_groups(units: UnitGroups) -> dict[str, str]:
+    """Return the groups whose units are left alone, and why, by name."""
+    return {group.name: str(group.reason) for group in units if not group.private}
+
+
+def initial_values(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a network's parameters and buffers, as `surgery.reinitialise` takes them to draw fresh weights from.
+
+    Args:
+        model: The network, before it is trained. What has no shape yet is left out.
+
+    Returns:
+        Tensors by qualified name, on the model's device.
+    """
+    own = unwrap(model)
+    values = {**dict(own.named_parameters()), **dict(own.named_buffers())}
+    return {
+        name: value.detach().clone()
+        for name, value in values.items()
+        if not is_lazy(value) and torch.is_floating_point(value)
+    }
+
+
+def most_extreme(
+    scores: Mapping[str, Tensor], candidates: Mapping[str, Tensor], maximum_share: float
+) -> dict[str, Tensor]:
+    """Choose the candidates of each group with the lowest scores.
+
+    Args:
+        scores: (size,) by group name; equal ones in the order of their numbers.
+        candidates: (size,) bool by group name.
+        maximum_share: Largest share of a group to choose, in [0, 1].
+
+    Returns:
+        Numbers of the chosen units by group name, ascending.
+    """
+    chosen = {}
+    for name, mask in candidates.items():
+        order = torch.where(mask, scores[name], float("inf")).argsort(stable=True)
+        room = min(int(mask.sum()), int(maximum_share * len(mask) + 1e-9))
+        chosen[name] = order[:room].sort().values
+    return chosen
+
+
+def renew(
+    model: nn.Module,
+    units: UnitGroups,
+    chosen: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
+    generator: torch.Generator | None,
+    initial: Mapping[str, Tensor] | None,
+    moments: Moments,
+) -> None:
+    """Make the chosen units of each group new, in the order of the groups; arguments as of `surgery.reinitialise`."""
+    for name, numbers in chosen.items():
+        if len(numbers):
+            reinitialise(model, units[name], numbers, optimizer, generator, initial=initial, moments=moments)
+
+
+def check_shares(rule: object, *names: str) -> None:
+    """Refuse values outside [0, 1].
+
+    Raises:
+        UserError: If there is one.
+    """
+    for name in names:
+        value = getattr(rule, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"{name} must lie in [0, 1], not {value!r}")
+
+
+def check_moments(moments: str) -> None:
+    """Refuse an unknown way to clean optimizer state.
+
+    Raises:
+        UserError: If it is unknown.
+    """
+    if moments not in get_args(Moments):
+        raise UserError(f"unknown moments {moments!r}; there are: {', '.join(get_args(Moments))}")

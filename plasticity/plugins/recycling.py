@@ -1,0 +1,87 @@
+"""What the plugins share that make single units new."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups
+from plasticity.masks import Masks
+from plasticity.methods.recycling import initial_values, skipped_groups
+from plasticity.plugins.base import TreatmentPlugin
+
+Rule = TypeVar("Rule")
+
+
+class RecyclingPlugin(TreatmentPlugin):
+    """A plugin that makes units of private groups new, with weights like those it found when it first saw the model.
+
+    The first entry of `history` has the groups that are left alone, and why, under "skipped". Connections that other
+    plugins have removed stay removed.
+
+    Args:
+        **settings: As for `TreatmentPlugin`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._initial: dict[str, Tensor] = {}
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the first weights, and treat if it is time."""
+        self.remember(strategy.model)
+        super().before_training_exp(strategy, *args, **kwargs)
+
+    def remember(self, model: nn.Module) -> None:
+        """Keep the weights of a model that has not been seen before; they are needed on its device."""
+        if not self._initial:
+            self._initial = initial_values(model)
+        device = next((parameter.device for parameter in model.parameters()), None)
+        self._initial = {name: value.to(device) for name, value in self._initial.items()}
+
+    def intervene(self, strategy: Any) -> None:
+        """Treat the network now and report it."""
+        super().intervene(strategy)
+        keep_removed(strategy)
+        if self._units is not None:
+            self.note_skipped(self._units)
+
+    def note_skipped(self, units: UnitGroups) -> None:
+        """Say in the first report which groups are left alone."""
+        if len(self.history) == 1 and "skipped" not in self.history[0]:
+            self.history[0]["skipped"] = skipped_groups(units)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, the first weights among it."""
+        return {**super().state_dict(), "initial": {name: value.clone() for name, value in self._initial.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._initial = {name: value.clone() for name, value in state["initial"].items()}
+
+
+def keep_removed(strategy: Any) -> None:
+    """Set connections to 0 again that plugins of a strategy have removed for good."""
+    for plugin in strategy.plugins:
+        masks = getattr(plugin, "masks", None)
+        if isinstance(masks, Masks):
+            masks.apply(strategy.model)
+
+
+def choose_rule(plugin: object, presets: Mapping[str, Rule], preset: str, changes: Mapping[str, Any]) -> Rule:
+    """Return a preset with some of its values replaced.
+
+    Raises:
+        UserError: If the preset or a value's name is unknown, or a value has no meaning.
+    """
+    if preset not in presets:
+        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets)}")
+    known = list(getattr(presets[preset], "__dataclass_fields__", {}))
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise UserError(f"{type(plugin).__name__} has no argument {unknown[0]!r}; there are: {', '.join(known)}")
+    return type(presets[preset])(**{**vars(presets[preset]), **changes})
