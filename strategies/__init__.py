@@ -28,3 +28,4 @@ __all__ = [
 ]
 
 from strategies import builtin as _builtin  # noqa: F401  # registers the strategies that come with the repository
+from strategies import networks as _networks  # noqa: F401  # likewise

@@ -1,0 +1,26 @@
+"""Strategies that are another optimizer or another network, and train it as `naive` does."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from strategies.registry import Context, register
+
+if TYPE_CHECKING:
+    from avalanche.training.plugins import SupervisedPlugin
+
+
+def _nothing_else(context: Context) -> "list[SupervisedPlugin[Any]]":
+    return []
+
+
+def upgd(parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
+    """UPGD, which steps as plain gradient descent does: at ten times the rate, since benchmarks' rates suit Adam."""
+    from plasticity.optim import UPGD
+
+    return UPGD(parameters, lr=10 * learning_rate, seed=torch.initial_seed() % 2**63)
+
+
+register("upgd", _nothing_else, "the optimizer UPGD: protect useful weights and perturb the others", optimizer=upgd)
