@@ -132,7 +132,7 @@ def test_a_vector_without_a_batch():
 
 
 def test_counts_beyond_what_float32_holds():
-    """2^25 observations and one more of a unit that always fires: float32 would have stopped at 2^24."""
+    """A unit that always fires, over many passes and in a single one: float32 would have stopped at 2^24."""
     model = Net(lambda m, x: m.b(F.relu(m.a(x))[:, :, :1]), a=nn.Conv1d(1, 2, 1), b=nn.Conv1d(2, 1, 1))
     with torch.no_grad():
         model.a.weight.zero_()
@@ -140,11 +140,12 @@ def test_counts_beyond_what_float32_holds():
         units = find_units(model, torch.zeros(1, 1, 2))
         with watch(model, units) as activity:
             for _ in range(8):
-                model(torch.zeros(1, 1, 2**22).expand(1, 1, 2**22))
+                model(torch.zeros(1, 1, 2**22))
             model(torch.zeros(1, 1, 1))
+            model(torch.zeros(1, 1, 2**24 + 1))
     found = activity.statistics()["a"]
-    assert found.count == 2**25 + 1
-    assert found.fired.tolist() == [2**25 + 1, 0]
+    assert found.count == 2**25 + 1 + 2**24 + 1
+    assert found.fired.tolist() == [found.count, 0]
     assert found.mean[0].item() == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
     assert found.mean[1].item() == 0
 
