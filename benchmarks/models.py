@@ -10,9 +10,10 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from avalanche.models import MTSlimResNet18, MultiHeadClassifier, MultiTaskModule, SlimResNet18
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from benchmarks.resnet import MultiHeadSlimResNet18, SlimResNet18
 from plasticity.errors import UserError
 
 Factory = Callable[[int, tuple[int, ...], bool], nn.Module]
@@ -111,10 +112,10 @@ def pairs_conv(num_classes: int, input_shape: tuple[int, ...], task_labels: bool
 
 
 def slim_resnet18(num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
-    """Avalanche's ResNet-18 of 20 channels (Lopez-Paz & Ranzato 2017), or its variant of many heads."""
+    """ResNet-18 of 20 channels, as Avalanche's (Lopez-Paz & Ranzato 2017), or its variant of many heads."""
     if input_shape != (3, 32, 32):
         raise UserError(f"slim-resnet18 needs inputs of shape (3, 32, 32), not {input_shape}")
-    return MTSlimResNet18(num_classes) if task_labels else SlimResNet18(num_classes)
+    return MultiHeadSlimResNet18(num_classes) if task_labels else SlimResNet18(num_classes)
 
 
 register_model("mlp-3x128", mlp)

@@ -24,3 +24,21 @@ def upgd(parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
 
 
 register("upgd", _nothing_else, "the optimizer UPGD: protect useful weights and perturb the others", optimizer=upgd)
+
+
+def layer_norm(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """Put a normaliser before every activation (arXiv 2402.18762)."""
+    from plasticity.architecture import with_layer_norm
+
+    return with_layer_norm(network, example)
+
+
+def leaky_relu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """Leaky ReLU of slope 0.01 at all hidden units."""
+    from plasticity.architecture import with_activation
+
+    return with_activation(network, example, "leaky_relu")
+
+
+register("layer-norm", _nothing_else, "layer normalisation before every activation", network=layer_norm)
+register("leaky-relu", _nothing_else, "leaky ReLU in place of every activation", network=leaky_relu)

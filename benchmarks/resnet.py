@@ -1,0 +1,88 @@
+"""Slim ResNet-18, for one head and for many.
+
+Weights, names and outputs are those of Avalanche's `SlimResNet18` and `MTSlimResNet18` (Lopez-Paz & Ranzato 2017).
+Activations and pooling are modules here and not functions, so that they can be exchanged.
+"""
+
+from collections.abc import Sequence
+
+from avalanche.models import MultiHeadClassifier, MultiTaskModule
+from torch import Tensor, nn
+
+WIDTHS = (20, 40, 80, 160)
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut.
+
+    Args:
+        inputs: Channels coming in.
+        channels: Channels of the two convolutions.
+        stride: Of the first one.
+    """
+
+    def __init__(self, inputs: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(out + self.shortcut(x))
+
+
+def _add_layers(model: nn.Module, widths: Sequence[int]) -> None:
+    model.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+    model.bn1 = nn.BatchNorm2d(widths[0])
+    model.relu = nn.ReLU()
+    inputs = widths[0]
+    for stage, channels in enumerate(widths, start=1):
+        first = Block(inputs, channels, 1 if stage == 1 else 2)
+        model.add_module(f"layer{stage}", nn.Sequential(first, Block(channels, channels, 1)))
+        inputs = channels
+    model.pool = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+
+
+def _features(model: nn.Module, x: Tensor) -> Tensor:
+    out = model.relu(model.bn1(model.conv1(x)))
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        out = stage(out)
+    return model.pool(out)
+
+
+class SlimResNet18(nn.Module):
+    """With one head.
+
+    Args:
+        num_classes: Width of the head.
+        widths: Channels of the four stages.
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS):
+        super().__init__()
+        _add_layers(self, widths)
+        self.linear = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(_features(self, x))
+
+
+class MultiHeadSlimResNet18(MultiTaskModule):
+    """With a head for each task label; arguments as in `SlimResNet18`."""
+
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS):
+        super().__init__()
+        _add_layers(self, widths)
+        self.linear = MultiHeadClassifier(widths[-1], num_classes)
+
+    def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
+        return self.linear(_features(self, x), task_labels)

@@ -1,0 +1,7 @@
+"""Networks that lose less plasticity: the same network with other activations, normalisation or a new head."""
+
+from plasticity.architecture.activations import with_activation
+from plasticity.architecture.normalisation import with_layer_norm
+from plasticity.architecture.rewriting import Change, changes
+
+__all__ = ["Change", "changes", "with_activation", "with_layer_norm"]
