@@ -247,7 +247,8 @@ class Activity:
             with plainly():
                 x = _input(args, kwargs).detach()
                 dim = x.dim() + _unit_dim(module)
-                total = x.sum([d for d in range(x.dim()) if d != dim], dtype=sum_type(x.device))
+                others = [d for d in range(x.dim()) if d != dim]
+                total = x.sum(others, dtype=sum_type(x.device)) if others else x.to(sum_type(x.device), copy=True)
                 before, count = self._input_sums.get(name, (torch.zeros_like(total), 0))
                 self._input_sums[name] = (before + total, count + x.numel() // x.shape[dim])
 

@@ -41,25 +41,24 @@ def find_units(model: nn.Module, example: Tensor | tuple[Any, ...]) -> UnitGroup
 
 def assemble(ledger: Ledger) -> UnitGroups:
     """Turn the record of a trace into groups."""
-    sites_of: dict[tuple[int, int], list[int]] = {}
-    for index, site in enumerate(ledger.sites):
-        for number, rows in site.written.items():
-            for row in rows[rows >= 0].tolist():
-                sites_of.setdefault((number, row), []).append(index)
+    units_of: dict[tuple[int, int], set[int]] = {}
+    for site in ledger.sites:
+        for write in site.writes:
+            for unit, row in enumerate(write.rows.tolist()):
+                if row >= 0:
+                    units_of.setdefault((write.call, row), set()).add(site.base + unit)
     groups: list[UnitGroup] = []
     names: dict[str, int] = {}
     for site in ledger.sites:
-        calls = [ledger.calls[number] for number in sorted(site.written)]
+        calls = [ledger.calls[write.call] for write in site.writes]
         name = calls[0].layer
         names[name] = names.get(name, 0) + 1
         consumers = _consumers(ledger, site)
-        reason = _obstacle(ledger, site, sites_of, consumers)
+        reason = _obstacle(ledger, site, units_of, consumers)
         writes = []
-        for call in calls:
-            norm = site.norms.get(call.number)
-            channels = (None, None) if norm is None else norm
-            rows = site.written[call.number]
-            writes.append(Write(call.layer, rows if call.plain else torch.full_like(rows, -1), *channels))
+        for call, write in zip(calls, site.writes, strict=True):
+            rows = write.rows if call.plain else torch.full_like(write.rows, -1)
+            writes.append(Write(call.layer, rows, write.norm, write.norm_rows))
         groups.append(
             UnitGroup(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",
@@ -78,7 +77,7 @@ def assemble(ledger: Ledger) -> UnitGroups:
 
 
 def _obstacle(
-    ledger: Ledger, site: SiteRecord, sites_of: dict[tuple[int, int], list[int]], consumers: tuple[Consumer, ...]
+    ledger: Ledger, site: SiteRecord, units_of: dict[tuple[int, int], set[int]], consumers: tuple[Consumer, ...]
 ) -> str | None:
     """Say what keeps a group from being private, or return None."""
     for unit in range(site.base, site.base + site.size):
@@ -86,20 +85,23 @@ def _obstacle(
             return ledger.escapes[unit]
     if site.partial:
         return site.partial
-    for number, rows in site.written.items():
-        call = ledger.calls[number]
-        for row in rows[rows >= 0].tolist():
+    for write in site.writes:
+        call = ledger.calls[write.call]
+        for row in write.rows[write.rows >= 0].tolist():
             if call.base + row in ledger.escapes:
                 return ledger.escapes[call.base + row]
-            if len(sites_of[call.number, row]) > 1:
+            others = units_of[write.call, row]
+            if min(others) < site.base or max(others) >= site.base + site.size:
                 return f"`{call.layer}` feeds several activations"
-        if bool((rows < 0).any()):
-            return f"`{call.layer}` writes only some of its units"
+            if len(others) > 1:
+                return f"one row of `{call.layer}` writes several of its units"
+    if bool((torch.stack([write.rows for write in site.writes]).amax(0) < 0).any()):
+        return "some of its units are written by no Linear or Conv layer"
     changed = [(consumer.layer, "weight") for consumer in consumers]
-    for number in site.written:
-        changed += [(ledger.calls[number].layer, part) for part in ("weight", "bias")]
-        if number in site.norms:
-            changed += [(site.norms[number][0], part) for part in ("weight", "bias", "running_mean", "running_var")]
+    for write in site.writes:
+        changed += [(ledger.calls[write.call].layer, part) for part in ("weight", "bias")]
+        if write.norm is not None:
+            changed += [(write.norm, part) for part in ("weight", "bias", "running_mean", "running_var")]
     for layer, part in changed:
         name = f"{layer}.{part}" if layer else part
         if ledger.parameters.uses.get(name, 0) > 1:

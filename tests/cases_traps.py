@@ -37,10 +37,10 @@ class _ReverseMean(torch.autograd.Function):
         return gradient
 
 
-@torch.library.custom_op("plasticity_tests::relu", mutates_args=())
-def _mixing_relu(x: torch.Tensor) -> torch.Tensor:
-    """Has the name of an element-wise operator, and is none."""
-    return (x - x.mean()).relu()
+@torch.library.custom_op("plasticity_tests::clone", mutates_args=())
+def _mixing_clone(x: torch.Tensor) -> torch.Tensor:
+    """Has the name of an operator that moves nothing, and is none."""
+    return x - x.mean()
 
 
 def _write_slices(m, x):
@@ -191,6 +191,13 @@ def _kept(m, x):
     return out
 
 
+def _remembered(m, x):
+    h = torch.relu(m.a(x))
+    out = m.b(h) + getattr(m, "memory", [torch.zeros(1)])[0].mean()
+    m.memory = [h.detach()]
+    return out
+
+
 def _with_memory():
     model = Net(_kept, a=nn.Linear(6, 8), b=nn.Linear(8, 3))
     model.register_buffer("memory", torch.zeros(3))
@@ -219,6 +226,7 @@ TRAPS = [
     vectors(_sorted, name="sorted", **AB, private="", watched="a"),
     vectors(_cumulative, name="cumulative sum", **AB, private="", watched="a"),
     vectors(_batch_mean, name="mean over the batch", **AB, private="a"),
+    vectors(_remembered, name="kept in an attribute", **AB, private="", watched="a"),
     made(_with_memory, name="kept in a buffer", private="", watched="a"),
     vectors(lambda m, x: m.b(_Double.apply(F.relu(m.a(x)))), name="autograd function", **AB, private="a"),
     vectors(
@@ -229,7 +237,7 @@ TRAPS = [
         watched="a",
     ),
     vectors(
-        lambda m, x: m.b(_mixing_relu(F.relu(m.a(x)))),
+        lambda m, x: m.b(_mixing_clone(F.relu(m.a(x)))),
         name="custom operator with a known name",
         **AB,
         private="",

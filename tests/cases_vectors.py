@@ -24,6 +24,23 @@ def attention_by_hand(m, x):
 
 
 VECTORS = [
+    vectors(
+        lambda m, x: m.b(F.relu(z := m.a(x))) + m.c(z),
+        name="read before the activation, too",
+        a=(6, 8),
+        b=(8, 3),
+        c=(8, 3),
+        private="",
+        watched="a",
+    ),
+    vectors(
+        lambda m, x: m.b(F.relu(z := m.a(x))) + z.mean(1, keepdim=True),
+        name="seen before the activation, too",
+        a=(6, 8),
+        b=(8, 3),
+        private="",
+        watched="a",
+    ),
     vectors(lambda m, x: m.b(F.relu(m.a(x))), name="F.relu", a=(6, 8), b=(8, 3), private="a"),
     vectors(lambda m, x: m.b(torch.relu(m.a(x))), name="torch.relu", a=(6, 8), b=(8, 3), private="a"),
     vectors(lambda m, x: m.b(m.a(x).relu_()), name="relu_", a=(6, 8), b=(8, 3), private="a"),

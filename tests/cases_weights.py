@@ -111,6 +111,52 @@ def _functional_norm():
 
 
 WEIGHTS = [
+    vectors(
+        lambda m, x: (m.b(F.relu(m.a(x))), m.a.weight[:2]),
+        name="a weight among the outputs",
+        **AB,
+        private="",
+        watched="a",
+    ),
+    vectors(
+        lambda m, x: m.b(F.relu((z := m.a(x)) + z.flip(1))),
+        name="one row for several units",
+        **AB,
+        private="",
+        watched="a",
+    ),
+    vectors(
+        lambda m, x: m.b(F.relu((z := m.a(x))[:, :4] + z[:, 4:])),
+        name="several rows for one unit",
+        a=(6, 8),
+        b=(4, 3),
+        private="a",
+    ),
+    vectors(
+        lambda m, x: m.c(F.relu((m.a(x)[:, :, None] + m.b(x)[:, None]).flatten(1))),
+        name="all pairs of rows",
+        a=(6, 3),
+        b=(6, 4),
+        c=(12, 2),
+        private="",
+        watched="a",
+    ),
+    vectors(
+        lambda m, x: m.c(F.relu(torch.cat([m.a(x), m.b(x)], 1))),
+        name="concatenated before the activation",
+        a=(6, 8),
+        b=(6, 4),
+        c=(12, 3),
+        private="a",
+    ),
+    vectors(
+        lambda m, x: m.c(F.relu(torch.cat([m.a(x), x], 1))),
+        name="concatenated with the input before the activation",
+        a=(6, 8),
+        c=(14, 3),
+        private="",
+        watched="a",
+    ),
     vectors(_dynamic_filter, name="units as filters", **AB, private="", watched="a"),
     vectors(
         _dynamic_bias,

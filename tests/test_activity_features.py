@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from cases import AVALANCHE, Net
 from torch import nn
 
-from plasticity import UserError, find_units, watch
+from plasticity import UnitGroup, UserError, find_units, watch
 
 
 def test_features_are_the_inputs_of_the_output_layer():
@@ -101,3 +101,13 @@ def test_input_means():
     torch.testing.assert_close(means["b"], h.mean((0, 2, 3)))
     with watch(model, units) as activity, pytest.raises(UserError, match="inputs=True"):
         activity.input_means()
+
+
+def test_input_means_of_a_vector_without_a_batch():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    group = UnitGroup("0", 5, "tanh", at="1", consumers=[("2", 1)])
+    batch = torch.randn(3, 4)
+    with watch(model, [group], inputs=True) as activity:
+        for x in batch:
+            model(x)
+    torch.testing.assert_close(activity.input_means()["0"], batch.double().mean(0))

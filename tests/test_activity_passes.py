@@ -148,6 +148,22 @@ def test_statistics_are_snapshots():
     assert float(activity.statistics()["0"].mean_abs.min()) >= 0
 
 
+def test_modes_may_change_between_passes():
+    model, x = mlp(), torch.randn(3, 4)
+    with watch(model, find_units(model, x), inputs=True, features=100) as activity:
+        with torch.inference_mode():
+            model(x)
+        model(x).sum().backward()
+        with torch.no_grad():
+            model(x)
+        with torch.inference_mode():
+            model(x.clone())
+    assert counts(activity) == [12, 12]
+    torch.testing.assert_close(activity.statistics()["0"].mean, F.relu(model[0](x)).double().mean(0))
+    torch.testing.assert_close(activity.input_means()["0"], x.double().mean(0))
+    assert activity.features().shape == (12, 6)
+
+
 def test_reset():
     model, x = mlp(), torch.randn(3, 4)
     units = find_units(model, x)

@@ -26,9 +26,13 @@ def test_traps(case):
 REASONS = {
     "one unit steers the program": "its value steers the program (`_local_scalar_dense`)",
     "numpy": "its value leaves PyTorch by __array__() in ``",
-    "custom operator with a known name": "`relu` may mix it with other units",
+    "custom operator with a known name": "`clone` may mix it with other units",
     "written through a view": "its memory is overwritten through another view",
-    "kept in a buffer": "it is kept in the buffer `memory`",
+    "kept in a buffer": "it is kept in `memory`",
+    "kept in an attribute": "it is kept in `memory`",
+    "one row for several units": "one row of `a` writes several of its units",
+    "concatenated with the input before the activation": "some of its units are written by no Linear or Conv layer",
+    "a weight among the outputs": "the weight of `a` is used more than once",
     "an object with units among its attributes": "it reaches the output of the model",
     "the bias is used again": "the bias of `a` is used more than once",
     "a copy of the weight is used again": "the weight of `a` is used more than once",
@@ -48,6 +52,20 @@ def test_reasons(name):
     group = next(iter(find_units(case.model(), case.inputs()[0])))
     assert not group.private
     assert group.reason == REASONS[name]
+
+
+def test_several_rows_for_one_unit_are_all_named():
+    model = Net(
+        lambda m, x: m.b(F.relu(m.norm(m.a(x)).view(len(x), 2, 4).sum(1))),
+        a=nn.Linear(6, 8),
+        norm=nn.BatchNorm1d(8),
+        b=nn.Linear(4, 3),
+    )
+    model.function = lambda m, x: m.b(F.relu((z := m.norm(m.a(x)))[:, :4] + z[:, 4:]))
+    (group,) = find_units(model, torch.randn(5, 6))
+    assert group.producers == ("a",)
+    assert [write.rows.tolist() for write in group.writes] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [write.norm_rows.tolist() for write in group.writes] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_units_along_two_dimensions_are_skipped():

@@ -28,6 +28,16 @@ class Call:
 
 
 @dataclass
+class WriteRecord:
+    """One row of a writing call for each unit, -1 for none, and the channel of a normaliser that scales it."""
+
+    call: int
+    rows: Tensor
+    norm: str | None
+    norm_rows: Tensor | None
+
+
+@dataclass
 class SiteRecord:
     """One activation of written units; unit u carries the label base + u."""
 
@@ -39,8 +49,7 @@ class SiteRecord:
     function: bool
     dim: int | None
     unit_of: Tensor | None
-    written: dict[int, Tensor]
-    norms: dict[int, tuple[str, Tensor]]
+    writes: list[WriteRecord]
     partial: str | None
 
 
@@ -101,7 +110,7 @@ class Ledger:
             return self.calls[call].layer
         for site in self.sites:
             if site.base <= label < site.base + site.size:
-                return self.calls[min(site.written)].layer
+                return self.calls[site.writes[0].call].layer
         raise AssertionError(f"label {label} was never given out")
 
     def escape(self, labels: Tensor, reason: str) -> None:

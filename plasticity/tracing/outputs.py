@@ -10,10 +10,15 @@ from torch.utils._pytree import tree_flatten
 
 from plasticity.tracing.ledger import Ledger
 
+_OWN = frozenset(vars(nn.Module()))
+"""Attributes that every module has, which hold parameters, modules and hooks."""
+
 
 def close(ledger: Ledger, model: nn.Module, output: Any) -> None:
     """Let what reaches the output, or is kept for the next forward pass, escape; note which layer writes the output."""
     for tensor in output_tensors(output, set()):
+        for name in ledger.parameters.names_of(tensor):
+            ledger.parameters.uses[name] = ledger.parameters.uses.get(name, 0) + 1
         value = ledger.value(tensor)
         if value is None:
             continue
@@ -22,10 +27,23 @@ def close(ledger: Ledger, model: nn.Module, output: Any) -> None:
         writers = [number for number in torch.unique(ledger.call_of(labels)).tolist() if number >= 0]
         if writers and not ledger.outputs:
             ledger.outputs.append(ledger.calls[writers[0]].layer)
-    for name, buffer in model.named_buffers():
-        value = ledger.value(buffer)
-        if value is not None:
-            ledger.escape(value.labels(), f"it is kept in the buffer `{name}`")
+    for path, module in model.named_modules():
+        for name, kept in (*module._buffers.items(), *vars(module).items()):
+            for tensor in _kept_tensors(name, kept):
+                value = ledger.value(tensor)
+                if value is not None:
+                    ledger.escape(
+                        value.labels(), f"it is kept in `{path}.{name}`" if path else f"it is kept in `{name}`"
+                    )
+
+
+def _kept_tensors(name: str, kept: Any) -> list[Tensor]:
+    """Return the tensors in an attribute of a module, if it is a tensor or a small container."""
+    if name in _OWN or (
+        not isinstance(kept, Tensor) and not (isinstance(kept, list | tuple | dict) and len(kept) < 100)
+    ):
+        return []
+    return [leaf for leaf in tree_flatten(kept)[0] if isinstance(leaf, Tensor)]
 
 
 def output_tensors(output: Any, seen: set[int]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plasticity.tracing.labels import Value, line, overlay, varying_dims
-from plasticity.tracing.ledger import Ledger, SiteRecord
+from plasticity.tracing.ledger import Ledger, SiteRecord, WriteRecord
 
 
 def open_site(
@@ -49,21 +49,9 @@ def open_site(
         function=function,
         dim=None if dim is None else dim - result.dim(),
         unit_of=_layout(unit_of, size),
-        written={},
-        norms={},
+        writes=_writes(ledger, value, lines, written_here, unit_of, size),
         partial=None,
     )
-    for labels, is_raw in zip(lines, written_here, strict=True):
-        for number in torch.unique(ledger.call_of(labels[is_raw])).tolist():
-            here = is_raw & (ledger.call_of(labels) == number)
-            rows = site.written.setdefault(number, torch.full((size,), -1, dtype=torch.int64))
-            rows[unit_of[here]] = labels[here] - ledger.calls[number].base
-    for number, rows in site.written.items():
-        norm = value.norms.get(number)
-        if norm is not None:
-            channels = torch.where(rows >= 0, norm.channels[rows.clamp(min=0)], -1)
-            if bool((channels >= 0).any()):
-                site.norms[number] = (norm.name, channels)
     ledger.sites.append(site)
     planes = [_spread((unit_of + base).float().where(has_raw, 0.0), result, dim)]
     for labels, is_raw in zip(lines, written_here, strict=True):
@@ -79,6 +67,32 @@ def open_site(
             )
             planes.append(_spread(kept.float(), result, dim))
     ledger.record(result, Value(overlay(planes)))
+
+
+def _writes(
+    ledger: Ledger, value: Value, lines: Tensor, written_here: Tensor, unit_of: Tensor, size: int
+) -> list[WriteRecord]:
+    """Collect which rows write each unit: one record for each call, more where it writes a unit by several rows."""
+    records: list[WriteRecord] = []
+    for labels, is_raw in zip(lines, written_here, strict=True):
+        for number in torch.unique(ledger.call_of(labels[is_raw])).tolist():
+            here = is_raw & (ledger.call_of(labels) == number)
+            rows = torch.full((size,), -1, dtype=torch.int64)
+            rows[unit_of[here]] = labels[here] - ledger.calls[number].base
+            for record in records:
+                both = (record.rows >= 0) & (rows >= 0)
+                if record.call == number and bool((record.rows == rows)[both].all()):
+                    record.rows = torch.maximum(record.rows, rows)
+                    break
+            else:
+                records.append(WriteRecord(number, rows, None, None))
+    for record in records:
+        norm = value.norms.get(record.call)
+        if norm is not None:
+            channels = torch.where(record.rows >= 0, norm.channels[record.rows.clamp(min=0)], -1)
+            if bool((channels >= 0).any()):
+                record.norm, record.norm_rows = norm.name, channels
+    return sorted(records, key=lambda record: record.call)
 
 
 def _skip(ledger: Ledger, result: Tensor, value: Value, activation: str, module: str, where: str) -> None:
