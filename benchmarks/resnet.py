@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from plasticity.architecture import CReLU, register_crelu
+from plasticity.architecture.crelu import Widths
+
 WIDTHS = (20, 40, 80, 160)
+
+
+class FirstHalf(nn.Module):
+    """Passes the positive halves of CReLU on, which are what ReLU would have given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : x.shape[1] // 2]
 
 
 class Block(nn.Module):
@@ -19,37 +29,42 @@ class Block(nn.Module):
         inputs: Channels coming in.
         channels: Channels of the two convolutions.
         stride: Of the first one.
+        crelu: Whether activations are CReLU, of which every one gives twice as many channels as it gets.
     """
 
-    def __init__(self, inputs: int, channels: int, stride: int):
+    def __init__(self, inputs: int, channels: int, stride: int, crelu: bool = False):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride=stride, padding=1, bias=False)
+        outputs = 2 if crelu else 1
+        self.conv1 = nn.Conv2d(outputs * inputs, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.relu1 = CReLU(-3) if crelu else nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs * channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Sequential()
+        self.shortcut = FirstHalf() if crelu else nn.Sequential()
         if stride != 1 or inputs != channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+                nn.Conv2d(outputs * inputs, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
             )
-        self.relu2 = nn.ReLU()
+        self.relu2 = CReLU(-3) if crelu else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(out + self.shortcut(x))
 
 
-def _add_layers(model: nn.Module, widths: Sequence[int]) -> None:
+def _add_layers(model: nn.Module, widths: Sequence[int], crelu: bool) -> int:
+    """Add all but the head; returns the number of features that it gets."""
+    model.widths = tuple(widths)
     model.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(widths[0])
-    model.relu = nn.ReLU()
+    model.relu = CReLU(-3) if crelu else nn.ReLU()
     inputs = widths[0]
     for stage, channels in enumerate(widths, start=1):
-        first = Block(inputs, channels, 1 if stage == 1 else 2)
-        model.add_module(f"layer{stage}", nn.Sequential(first, Block(channels, channels, 1)))
+        first = Block(inputs, channels, 1 if stage == 1 else 2, crelu)
+        model.add_module(f"layer{stage}", nn.Sequential(first, Block(channels, channels, 1, crelu)))
         inputs = channels
     model.pool = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+    return 2 * inputs if crelu else inputs
 
 
 def _features(model: nn.Module, x: Tensor) -> Tensor:
@@ -65,12 +80,12 @@ class SlimResNet18(nn.Module):
     Args:
         num_classes: Width of the head.
         widths: Channels of the four stages.
+        crelu: Whether activations are CReLU; a shortcut without weights then passes on what ReLU would.
     """
 
-    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS):
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False):
         super().__init__()
-        _add_layers(self, widths)
-        self.linear = nn.Linear(widths[-1], num_classes)
+        self.linear = nn.Linear(_add_layers(self, widths, crelu), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(_features(self, x))
@@ -79,10 +94,19 @@ class SlimResNet18(nn.Module):
 class MultiHeadSlimResNet18(MultiTaskModule):
     """With a head for each task label; arguments as in `SlimResNet18`."""
 
-    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS):
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False):
         super().__init__()
-        _add_layers(self, widths)
-        self.linear = MultiHeadClassifier(widths[-1], num_classes)
+        self.linear = MultiHeadClassifier(_add_layers(self, widths, crelu), num_classes)
 
     def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
         return self.linear(_features(self, x), task_labels)
+
+
+@register_crelu(SlimResNet18)
+def _with_crelu(network: SlimResNet18, widths: Widths) -> SlimResNet18:
+    return SlimResNet18(network.linear.out_features, widths(network.widths), crelu=True)
+
+
+@register_crelu(MultiHeadSlimResNet18)
+def _with_crelu_and_heads(network: MultiHeadSlimResNet18, widths: Widths) -> MultiHeadSlimResNet18:
+    return MultiHeadSlimResNet18(network.linear.starting_out_features, widths(network.widths), crelu=True)

@@ -40,5 +40,13 @@ def leaky_relu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     return with_activation(network, example, "leaky_relu")
 
 
+def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
+    """Concatenated ReLU in narrower layers (arXiv 2303.07507)."""
+    from plasticity.architecture import with_crelu
+
+    return with_crelu(network, example)
+
+
 register("layer-norm", _nothing_else, "layer normalisation before every activation", network=layer_norm)
 register("leaky-relu", _nothing_else, "leaky ReLU in place of every activation", network=leaky_relu)
+register("crelu", _nothing_else, "[relu(z), relu(-z)] in narrower layers, as many parameters", network=crelu)

@@ -1,7 +1,8 @@
 """Networks that lose less plasticity: the same network with other activations, normalisation or a new head."""
 
 from plasticity.architecture.activations import with_activation
+from plasticity.architecture.crelu import CReLU, register_crelu, with_crelu
 from plasticity.architecture.normalisation import with_layer_norm
 from plasticity.architecture.rewriting import Change, changes
 
-__all__ = ["Change", "changes", "with_activation", "with_layer_norm"]
+__all__ = ["CReLU", "Change", "changes", "register_crelu", "with_activation", "with_crelu", "with_layer_norm"]

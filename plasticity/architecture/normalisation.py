@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from plasticity.architecture.crelu import CReLU
 from plasticity.architecture.rewriting import (
     Example,
     activation_module,
@@ -42,9 +43,6 @@ def with_layer_norm(model: nn.Module, example: Example) -> nn.Module:
 
     Source: as a remedy for lost plasticity, Lyle et al. 2024, arXiv 2402.18762.
     """
-    # A module made with CReLU calls a function, and takes an input that can be normalised like any other.
-    from plasticity.architecture.crelu import CReLU
-
     units, changed = units_and_copy(model, example)
     replaced: dict[nn.Module, nn.Module] = {}
     activated: dict[nn.Module, str] = {}
