@@ -1,0 +1,88 @@
+"""What the plugins share that act at every step rather than at a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from avalanche.benchmarks import OnlineCLExperience
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+
+from plasticity.masks import Masks
+
+
+class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
+    """A plugin that acts at every step and reports once an experience.
+
+    Attributes:
+        history: For every experience how many steps were taken, and more, with its "experience" and "method".
+    """
+
+    method = "steps"
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
+        self.history: list[dict[str, Any]] = []
+        self._steps = 0
+        self._parts = Parts()
+
+    def summary(self, model: nn.Module) -> dict[str, float | None]:
+        """Return what is to be told of an experience at its end."""
+        return {}
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Report; of an online stream when the boundary of an experience comes, if it tells them."""
+        if not self._parts.complete(strategy.experience):
+            return
+        if self._steps:
+            self.history.append(
+                {
+                    "experience": int(strategy.experience.current_experience),
+                    "method": self.method,
+                    "steps": self._steps,
+                    **self.summary(strategy.model),
+                }
+            )
+        self._steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state as tensors and plain values."""
+        return {"history": [dict(entry) for entry in self.history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned between two experiences."""
+        self.history = [dict(entry) for entry in state["history"]]
+        self._steps = 0
+
+
+class Parts:
+    """Tells when an experience is over, of which an online stream may show a few samples at a time."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def complete(self, experience: Any) -> bool:
+        """Say, after training on an experience or the next part of one, whether that was all of it.
+
+        Avalanche's own mark for the last part is missing where the parts are all of one size, so they are counted. An
+        online stream that does not tell boundaries never completes one.
+        """
+        if not isinstance(experience, OnlineCLExperience):
+            return True
+        if not experience.access_task_boundaries:
+            return False
+        self._seen = 1 if experience.is_first_subexp else self._seen + 1
+        return self._seen == experience.sub_stream_length
+
+
+def masks_of(strategy: Any) -> tuple[Masks, ...]:
+    """Return the masks that the plugins of a strategy keep: what they removed stays removed, whoever moves weights."""
+    kept = (getattr(plugin, "masks", None) for plugin in strategy.plugins)
+    return tuple(masks for masks in kept if isinstance(masks, Masks))
+
+
+def keep_masks(strategy: Any) -> None:
+    """Set the weights to 0 again that other plugins have removed, wherever these stand among the plugins."""
+    for masks in masks_of(strategy):
+        masks.apply(strategy.model)
