@@ -1,0 +1,150 @@
+"""Shrink and perturb as an Avalanche plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.errors import UserError
+from plasticity.methods.parameters import ALL_KINDS, LAYER_KINDS, Entry, InitialValues
+from plasticity.methods.shrink_perturb import (
+    PRESETS,
+    ShrinkPerturbRule,
+    noise_scales,
+    shrink_and_perturb,
+    shrink_and_perturb_step,
+)
+from plasticity.plugins.steps import Parts, keep_masks
+from plasticity.plugins.whole_weights import WholeWeightPlugin
+
+_PRESET_OF = {"experience": "ash2020", "step": "kumar2023", "interpolate": "fire2026"}
+
+
+class ShrinkPerturbPlugin(WholeWeightPlugin):
+    """Make weights smaller and blur them: before each experience but the first, or after every update.
+
+    Variants "experience" (Ash and Adams), "step" and "interpolate" are different algorithms of one name;
+    `plasticity.methods.shrink_perturb` says what they do and where they come from. The first and the last change every
+    trainable parameter, "step" only weights and biases of layers.
+
+    Args:
+        variant: "experience", "step" or "interpolate".
+        preset: "ash2020", "kumar2023" or "fire2026"; None: the variant's own.
+        probe_samples: On how many training samples it is seen how far the outputs move, at most.
+        seed: Seed of the plugin's own random generator.
+        **rule: Replace single values of the preset: `shrink`, `perturb`, `decay`, `noise`, `scale`, `strength`,
+            `optimizer_state`; see `plasticity.methods.shrink_perturb.ShrinkPerturbRule`.
+
+    Attributes:
+        initial: The initial values by qualified name of the parameter.
+        history: For every treatment how far weights and outputs moved; with "step", how many steps an experience had.
+
+    Raises:
+        UserError: If an argument is unknown or has no meaning.
+
+    Source: Ash and Adams 2020, arXiv 1910.08475.
+    """
+
+    method = "shrink-perturb"
+
+    def __init__(
+        self,
+        variant: str = "experience",
+        *,
+        preset: str | None = None,
+        probe_samples: int = 2048,
+        seed: int = 0,
+        **rule: Any,
+    ) -> None:
+        if preset is None and variant in _PRESET_OF:
+            preset = _PRESET_OF[variant]
+        chosen = PRESETS.get(preset or "", ShrinkPerturbRule())
+        if preset is not None and (preset not in PRESETS or chosen.variant != variant):
+            fitting = ", ".join(name for name, one in PRESETS.items() if one.variant == variant)
+            raise UserError(f"unknown preset {preset!r} for variant {variant!r}; there are: {fitting or 'none'}")
+        unknown = sorted(set(rule) - set(ShrinkPerturbRule.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(name for name in ShrinkPerturbRule.__dataclass_fields__ if name != "variant")
+            raise UserError(f"ShrinkPerturbPlugin has no argument {unknown[0]!r}; there are: {known}")
+        self.rule = replace(chosen, variant=variant, **rule)  # type: ignore[arg-type]  # checked by the rule
+        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed)
+        if variant != "experience":
+            self.method = f"shrink-perturb-{variant}"
+        self.initial = InitialValues(LAYER_KINDS if variant == "step" else ALL_KINDS)
+        self._entries: list[Entry] = []
+        self._scales: list[Tensor] = []
+        self._steps = 0
+        self._parts = Parts()
+        self._noise: torch.Generator | None = None
+        self._noise_state: tuple[str, Tensor] | None = None
+        self._seed = seed
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing changes between experiences."""
+        return self.rule.idle or self.rule.variant == "step"
+
+    def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
+        """Shrink and perturb once."""
+        return shrink_and_perturb(model, self._entries, self.initial, self.rule, generator)
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the initial values of what is new, and treat between experiences."""
+        if not self.rule.idle:
+            self._entries = self.initial.update(strategy.model)
+        super().before_training_exp(strategy, *args, **kwargs)
+        if self.rule.variant == "step" and not self.rule.idle:
+            self._scales = noise_scales(self._entries, self.initial, self.rule)
+            self._noise = self._generator_for(strategy.device)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Shrink and perturb at this step, with "step"."""
+        if self.rule.variant == "step" and not self.rule.idle:
+            parameters = [entry.parameter for entry in self._entries]
+            shrink_and_perturb_step(parameters, self._scales, self.rule, self._noise)
+            keep_masks(strategy)
+            self._steps += 1
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Report on "step", and let go of the parameters, which may be replaced."""
+        if self._parts.complete(strategy.experience) and self._steps:
+            experience = int(strategy.experience.current_experience)
+            self.history.append({"experience": experience, "method": self.method, "steps": self._steps})
+            self._steps = 0
+        self._keep_noise_state()
+        self._entries, self._scales, self._noise = [], [], None
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def _generator_for(self, device: torch.device) -> torch.Generator | None:
+        if device.type == "meta":
+            return None
+        generator = torch.Generator(device).manual_seed(self._seed)
+        if self._noise_state is not None and self._noise_state[0] == device.type:
+            generator.set_state(self._noise_state[1])
+        return generator
+
+    def _keep_noise_state(self) -> None:
+        if self._noise is not None:
+            self._noise_state = (self._noise.device.type, self._noise.get_state())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, the initial values among it."""
+        noise = None if self._noise_state is None else [self._noise_state[0], self._noise_state[1].clone()]
+        return {**super().state_dict(), "initial": self.initial.state_dict(), "noise": noise}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned between two experiences."""
+        super().load_state_dict(state)
+        self.initial.load_state_dict(state["initial"])
+        noise = state["noise"]
+        self._noise_state = None if noise is None else (str(noise[0]), noise[1].clone())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_entries": [], "_scales": [], "_noise": None}

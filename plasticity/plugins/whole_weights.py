@@ -1,0 +1,93 @@
+"""What the plugins share that change whole weights between experiences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.benchmarks import OnlineCLExperience
+from torch import nn
+from torch.optim import Optimizer
+
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups
+from plasticity.masks import Masks
+from plasticity.methods.parameters import Entry
+from plasticity.methods.treatment import Treatment
+from plasticity.methods.whole_weights import OptimizerState, change_weights
+from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.steps import masks_of
+from plasticity.probe import Probe
+
+
+class WholeWeightPlugin(TreatmentPlugin):
+    """A plugin that changes whole weights before each experience but the first.
+
+    It asks nothing of the model: there need be no hidden units. Subclasses implement `idle` and `change`.
+
+    Args:
+        optimizer_state: "clear" or "keep".
+        probe_samples: On how many training samples it is seen how far the outputs move, at most.
+        seed: Seed of the plugin's own random generator.
+    """
+
+    def __init__(self, *, optimizer_state: OptimizerState = "clear", probe_samples: int = 2048, seed: int = 0) -> None:
+        super().__init__(every="experience", probe_samples=probe_samples, seed=seed)
+        self.optimizer_state: OptimizerState = optimizer_state
+        self._kept: tuple[Masks, ...] = ()
+
+    # --- for subclasses ----------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether the plugin is set to change nothing; it then leaves the optimizer alone, too."""
+        raise NotImplementedError
+
+    def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
+        """Change the weights, and return which."""
+        raise NotImplementedError
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Treat between experiences.
+
+        Raises:
+            UserError: If an online stream does not tell where they are: it would be treated before every few samples.
+        """
+        experience = strategy.experience
+        online = isinstance(experience, OnlineCLExperience) and not experience.access_task_boundaries
+        if online and not self.idle:
+            raise UserError(f"{type(self).__name__} needs a stream that tells the boundaries of its experiences")
+        super().before_training_exp(strategy, *args, **kwargs)
+
+    # --- doing it ----------------------------------------------------------------------------------------------
+
+    def resolve(self, strategy: Any) -> UnitGroups:
+        """Return no units: none are asked for."""
+        return UnitGroups(())
+
+    def treat(
+        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
+    ) -> Treatment | None:
+        """Change the weights once."""
+        if self.idle:
+            return None
+        return change_weights(
+            self.method,
+            model,
+            probe,
+            lambda: self.change(model, generator),
+            optimizer=optimizer,
+            optimizer_state=self.optimizer_state,
+            masks=self._kept,
+        )
+
+    def intervene(self, strategy: Any) -> None:
+        """Treat the network now; what other plugins have removed stays removed."""
+        self._kept = masks_of(strategy)
+        try:
+            super().intervene(strategy)
+        finally:
+            self._kept = ()
