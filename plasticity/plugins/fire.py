@@ -1,0 +1,52 @@
+"""FIRE as an Avalanche plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from plasticity.errors import UserError
+from plasticity.methods.fire import FIRERule, fire
+from plasticity.methods.parameters import Entry
+from plasticity.plugins.whole_weights import WholeWeightPlugin
+
+
+class FIREPlugin(WholeWeightPlugin):
+    """Before each experience but the first, replace every weight matrix by the nearest orthogonal one, scaled.
+
+    In a network with attention only query and key projections change. See `plasticity.methods.fire`.
+
+    Args:
+        probe_samples: On how many training samples it is seen how far the outputs move, at most.
+        **rule: `iterations`, `strength`, `layers`, `optimizer_state`; see `plasticity.methods.fire.FIRERule`.
+
+    Attributes:
+        history: For every treatment how many parameters changed, and how far weights and outputs moved.
+
+    Raises:
+        UserError: If an argument is unknown or has no meaning.
+
+    Source: arXiv 2602.08040.
+    """
+
+    method = "fire"
+
+    def __init__(self, *, probe_samples: int = 2048, **rule: Any) -> None:
+        unknown = sorted(set(rule) - set(FIRERule.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(FIRERule.__dataclass_fields__)
+            raise UserError(f"FIREPlugin has no argument {unknown[0]!r}; there are: {known}")
+        self.rule = FIRERule(**rule)
+        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing changes."""
+        return self.rule.strength == 0
+
+    def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
+        """Make the weights orthogonal once."""
+        return fire(model, self.rule)
