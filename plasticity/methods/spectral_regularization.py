@@ -1,0 +1,134 @@
+"""Spectral regularisation: keep the largest singular value of every weight matrix near 1.
+
+The loss gains strength * sum over layers of (sigma(W)^k - 1)^2 + ||b||^(2k), with k = 2 and sigma the largest singular
+value. A convolution counts as the matrix (out, in x kernel). A normaliser's scale is a diagonal matrix, whose largest
+singular value is its largest absolute entry; its shift is a bias. sigma = u^T W v, whose gradient is u v^T, comes from
+one step of power iteration at every update, from vectors that are kept and follow the weights.
+
+Source: Lewandowski et al. 2025, "Learning Continually by Spectral Regularization", arXiv 2406.06811. The exponent of
+the bias term follows a survey, as the text was not at hand; with k = 2 it is ||b||^4, which leaves small biases alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plasticity.errors import UserError
+from plasticity.methods.parameters import Entry, in_range
+
+
+@dataclass(frozen=True)
+class SpectralRule:
+    """What is penalised.
+
+    Attributes:
+        strength: Of the penalty; 0 leaves everything untouched.
+        power: The exponent k, at least 1.
+        biases: Whether biases and shifts are penalised.
+        normalisers: Whether scales of normalisers are.
+    """
+
+    strength: float = 1e-3
+    power: int = 2
+    biases: bool = True
+    normalisers: bool = True
+
+    def __post_init__(self) -> None:
+        in_range("strength", self.strength)
+        if not isinstance(self.power, int) or isinstance(self.power, bool) or self.power < 1:
+            raise UserError(f"power must be a whole number of at least 1, not {self.power!r}")
+
+    def role(self, entry: Entry) -> str | None:
+        """Return as what a parameter counts: "matrix", "diagonal", "bias", or None."""
+        if entry.kind == "weight":
+            return "matrix" if entry.parameter.dim() >= 2 else None
+        if entry.kind == "norm" and entry.key == "weight":
+            return "diagonal" if self.normalisers else None
+        if entry.kind in ("bias", "norm") and entry.key.startswith(("bias", "in_proj_bias")):
+            return "bias" if self.biases else None
+        return None
+
+
+PRESETS: dict[str, SpectralRule] = {"default": SpectralRule()}
+
+
+def start_vector(entry: Entry, generator: torch.Generator, iterations: int = 20) -> Tensor:
+    """Return the leading left singular vector of a weight, nearly, (out,).
+
+    Args:
+        entry: A weight of two or more dimensions.
+        generator: Of the CPU, where the first guess comes from.
+        iterations: Steps of power iteration.
+    """
+    weight = entry.parameter.detach()
+    matrix = weight.reshape(len(weight), -1)
+    u = torch.randn(len(weight), generator=generator).to(matrix)
+    for _ in range(iterations):
+        u = _unit(matrix @ _unit(matrix.mT @ u))
+    return u
+
+
+def add_spectral_gradient(
+    entries: Sequence[Entry], vectors: Mapping[str, Tensor], rule: SpectralRule, scale: Tensor
+) -> None:
+    """Add the penalty's gradient to the gradients that parameters hold; those without one are left alone.
+
+    Args:
+        entries: The parameters.
+        vectors: By qualified name of each weight its left singular vector (out,), which takes one step in place.
+        rule: What is penalised.
+        scale: 0-dim, by which the loss was multiplied before the backward pass.
+    """
+    k = rule.power
+    with torch.no_grad():
+        for entry in entries:
+            gradient, value = entry.parameter.grad, entry.parameter.detach()
+            role = rule.role(entry)
+            if gradient is None or role is None or value.numel() == 0:
+                continue
+            factor = 2 * rule.strength * k * scale
+            if role == "matrix":
+                matrix, u = value.reshape(len(value), -1), vectors[entry.name]
+                v = _unit(matrix.mT @ u)
+                image = matrix @ v
+                u.copy_(_unit(image))
+                sigma = u @ image
+                slope = factor * (sigma**k - 1) * sigma ** (k - 1)
+                gradient.add_(torch.outer((slope * u).to(u.dtype), v).view_as(gradient))
+            elif role == "diagonal":
+                flat = value.flatten()
+                place = flat.abs().argmax(keepdim=True)
+                largest = flat[place]
+                slope = factor * (largest.abs() ** k - 1) * largest.abs() ** (k - 1) * largest.sign()
+                gradient.view(-1).index_add_(0, place, slope.to(gradient.dtype))
+            else:
+                length = torch.linalg.vector_norm(value)
+                gradient.add_((value * (factor * length ** (2 * k - 2))).to(gradient.dtype))
+
+
+def spectral_penalty(entries: Sequence[Entry], rule: SpectralRule) -> Tensor:
+    """Return the penalty, 0-dim, with exact singular values; arguments as in `add_spectral_gradient`."""
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        for entry in entries:
+            value, role = entry.parameter.detach().cpu().double(), rule.role(entry)
+            if role is None or value.numel() == 0:
+                continue
+            if not bool(value.isfinite().all()):
+                return total + float("nan")
+            if role == "bias":
+                total += torch.linalg.vector_norm(value) ** (2 * rule.power)
+                continue
+            matrix = value.reshape(len(value), -1)
+            sigma = torch.linalg.matrix_norm(matrix, 2) if role == "matrix" else value.abs().max()
+            total += (sigma**rule.power - 1) ** 2
+    return rule.strength * total
+
+
+def _unit(vector: Tensor) -> Tensor:
+    unit: Tensor = vector / torch.linalg.vector_norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)
+    return unit
