@@ -1,0 +1,96 @@
+"""Normalize-and-project as an Avalanche plugin."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.groups import unwrap
+from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
+from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, trainable
+from plasticity.plugins.steps import StepPlugin, keep_masks
+
+
+class NormalizeAndProjectPlugin(StepPlugin):
+    """After every update, give each weight matrix the norm again that it had at the start.
+
+    Weights of all layers count, biases do not. What a head grows by adds its own norm. Combine it with a network that
+    normalises before every activation; see `plasticity.methods.normalize_and_project`.
+
+    Args:
+        normaliser_decay: By which share of the distance scales and shifts of normalisers are drawn to their initial
+            values at every step, in [0, 1].
+
+    Attributes:
+        history: For every experience the number of steps.
+
+    Raises:
+        UserError: If an argument has no meaning.
+
+    Source: Lyle et al. 2024, arXiv 2407.01800.
+    """
+
+    method = "normalize-and-project"
+
+    def __init__(self, *, normaliser_decay: float = 0.0) -> None:
+        super().__init__()
+        self.normaliser_decay = in_range("normaliser_decay", normaliser_decay, 0, 1)
+        self.initial = InitialValues(NORM_KINDS)
+        self._norms: dict[str, tuple[Tensor, torch.Size]] = {}
+        self._model: weakref.ref[nn.Module] | None = None
+        self._weights: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        self._normalisers: list[Tensor] = []
+        self._drawn_to: list[Tensor] = []
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the norms of what is new."""
+        network = unwrap(strategy.model)
+        if self._model is not None and self._model() is not network:  # one that starts anew, as GDumb's
+            self._norms = {}
+        self._model = weakref.ref(network)
+        weights = {entry.name: entry.parameter for entry in trainable(network, WEIGHT_KINDS)}
+        self._norms = {
+            name: (grown_norm(self._norms.get(name), weight), weight.shape) for name, weight in weights.items()
+        }
+        self._weights = list(weights.values())
+        self._targets = [self._norms[name][0] for name in weights]
+        if self.normaliser_decay > 0:
+            entries = self.initial.update(network)
+            self._normalisers = [entry.parameter for entry in entries]
+            self._drawn_to = [self.initial[entry.name] for entry in entries]
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Project the weights."""
+        keep_masks(strategy)  # what is removed counts for no norm
+        project(self._weights, self._targets)
+        draw_back(self._normalisers, self._drawn_to, self.normaliser_decay)
+        self._steps += 1
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Report, and let go of the parameters, which may be replaced."""
+        super().after_training_exp(strategy, *args, **kwargs)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._weights, self._targets, self._normalisers, self._drawn_to = [], [], [], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, the norms among it."""
+        norms = {name: [norm.clone(), list(shape)] for name, (norm, shape) in self._norms.items()}
+        return {**super().state_dict(), "norms": norms, "initial": self.initial.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned between two experiences."""
+        super().load_state_dict(state)
+        self._norms = {name: (norm.clone(), torch.Size(shape)) for name, (norm, shape) in state["norms"].items()}
+        self.initial.load_state_dict(state["initial"])
+        self._model = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {"_weights": [], "_targets": [], "_normalisers": [], "_drawn_to": []}
+        return {**self.__dict__, "_model": None, **empty}
