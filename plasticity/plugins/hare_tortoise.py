@@ -1,0 +1,142 @@
+"""Hare and tortoise as an Avalanche plugin."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from plasticity.errors import UserError
+from plasticity.groups import unwrap
+from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
+from plasticity.methods.parameters import total_norm
+from plasticity.plugins.steps import StepPlugin, keep_masks
+
+
+class HareTortoisePlugin(StepPlugin):
+    """Train a fast network, the hare, and use its moving average, the tortoise, to which it now and then goes back.
+
+    The strategy's model is the hare while it trains. It holds the weights of the tortoise from the end of an experience
+    (`after_training_exp`) to the beginning of the next (`before_train_dataset_adaptation`, before a head can grow), and
+    during evaluations in between: whoever looks at `strategy.model` outside of training sees the network to use, with
+    or without `strategy.eval`. See `plasticity.methods.hare_tortoise`.
+
+    Args:
+        **rule: `momentum`, `reset_every`, `optimizer_state`; see `plasticity.methods.hare_tortoise.HareTortoiseRule`.
+
+    Attributes:
+        tortoise: The weights that the model does not hold at the moment.
+        model_is_tortoise: Whether the strategy's model holds the weights of the tortoise.
+        history: For every experience the number of steps and resets, and the distance of hare and tortoise at its end,
+            over the length of the hare.
+
+    Raises:
+        UserError: If an argument is unknown or has no meaning.
+
+    Source: Lee et al. 2024, arXiv 2406.02596.
+    """
+
+    method = "hare-tortoise"
+
+    def __init__(self, **rule: Any) -> None:
+        super().__init__()
+        unknown = sorted(set(rule) - set(HareTortoiseRule.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(HareTortoiseRule.__dataclass_fields__)
+            raise UserError(f"HareTortoisePlugin has no argument {unknown[0]!r}; there are: {known}")
+        self.rule = HareTortoiseRule(**rule)
+        self.tortoise = Tortoise()
+        self.model_is_tortoise = False
+        self._iterations = 0
+        self._resets = 0
+        self._evaluating = False
+        self._model: weakref.ref[nn.Module] | None = None
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the hare train."""
+        if self.model_is_tortoise and not self._replaced(strategy):
+            self.tortoise.exchange(strategy.model)
+        self.model_is_tortoise = False
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Average the model that is now in place."""
+        self.tortoise.follow(strategy.model, anew=self._replaced(strategy))
+        self._model = weakref.ref(unwrap(strategy.model))
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the tortoise take a step, and the hare go back to it if it is time."""
+        keep_masks(strategy)
+        self.tortoise.update(self.rule.momentum)
+        self._steps += 1
+        self._iterations += 1
+        if self.rule.reset_every is not None and self._iterations % self.rule.reset_every == 0:
+            self.tortoise.give()
+            keep_masks(strategy)
+            self._resets += 1
+            if self.rule.optimizer_state == "clear":
+                strategy.optimizer.state.clear()
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Put the tortoise in place."""
+        super().after_training_exp(strategy, *args, **kwargs)
+        self._resets = 0
+        self._exchange(strategy)
+        self.model_is_tortoise = True
+        self.tortoise.release()
+
+    def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Evaluate the tortoise in the middle of training, too."""
+        if self.tortoise.following and not self.model_is_tortoise:
+            self._exchange(strategy)
+            self.model_is_tortoise = self._evaluating = True
+
+    def after_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let the hare train on."""
+        if self._evaluating:
+            self.tortoise.exchange(strategy.model)
+            self.tortoise.follow(strategy.model)
+            self.model_is_tortoise = self._evaluating = False
+
+    def _exchange(self, strategy: Any) -> None:
+        self.tortoise.exchange(strategy.model)
+        keep_masks(strategy)
+
+    def _replaced(self, strategy: Any) -> bool:
+        """Say whether a network that starts anew has taken the place of the one before, as GDumb's."""
+        return self._model is not None and self._model() is not unwrap(strategy.model)
+
+    def summary(self, model: nn.Module) -> dict[str, float | None]:
+        """Return how far apart the two are."""
+        hare = [parameter.detach() for parameter in unwrap(model).parameters()]
+        slow = [self.tortoise.values[name] for name, _ in unwrap(model).named_parameters()]
+        if not hare:
+            return {"resets": self._resets, "relative_distance": 0.0}
+        length, distance = float(total_norm(hare)), float(total_norm(list(torch._foreach_sub(hare, slow))))
+        return {"resets": self._resets, "relative_distance": distance / length if length > 0 else distance}
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, with the weights that the model does not hold."""
+        return {
+            **super().state_dict(),
+            "tortoise": self.tortoise.state_dict(),
+            "model_is_tortoise": self.model_is_tortoise,
+            "iterations": self._iterations,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned between two experiences."""
+        super().load_state_dict(state)
+        self.tortoise.load_state_dict(state["tortoise"])
+        self.model_is_tortoise = bool(state["model_is_tortoise"])
+        self._iterations = int(state["iterations"])
+        self._resets, self._evaluating, self._model = 0, False, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
