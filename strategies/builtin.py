@@ -62,6 +62,76 @@ def redo(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [ReDoPlugin(seed=context.seed)]
 
 
+def shrink_perturb(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Shrink and perturb before each experience, with a new optimizer (arXiv 1910.08475)."""
+    from plasticity.plugins import ShrinkPerturbPlugin
+
+    return [ShrinkPerturbPlugin(seed=context.seed)]
+
+
+def shrink_perturb_step(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Shrink and perturb a little at every step."""
+    from plasticity.plugins import ShrinkPerturbPlugin
+
+    return [ShrinkPerturbPlugin("step", seed=context.seed)]
+
+
+def shrink_perturb_interpolate(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Go most of the way back to the initial weights before each experience."""
+    from plasticity.plugins import ShrinkPerturbPlugin
+
+    return [ShrinkPerturbPlugin("interpolate", seed=context.seed)]
+
+
+def l2_init(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """L2 Init (arXiv 2308.11958)."""
+    from plasticity.plugins import L2InitPlugin
+
+    return [L2InitPlugin()]
+
+
+def l2(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Plain L2 regularisation."""
+    from plasticity.plugins import L2Plugin
+
+    return [L2Plugin()]
+
+
+def dash(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Direction-aware shrinking (arXiv 2410.23495)."""
+    from plasticity.plugins import DASHPlugin
+
+    return [DASHPlugin(seed=context.seed)]
+
+
+def fire(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Orthogonal weights before each experience (arXiv 2602.08040)."""
+    from plasticity.plugins import FIREPlugin
+
+    return [FIREPlugin()]
+
+
+def spectral_regularization(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Spectral regularisation (arXiv 2406.06811)."""
+    from plasticity.plugins import SpectralRegularizationPlugin
+
+    return [SpectralRegularizationPlugin(seed=context.seed)]
+
+
+def normalize_and_project(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Weights keep their initial norms (arXiv 2407.01800)."""
+    from plasticity.plugins import NormalizeAndProjectPlugin
+
+    return [NormalizeAndProjectPlugin()]
+
+
+def hare_tortoise(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """A fast network and its average (arXiv 2406.02596)."""
+    from plasticity.plugins import HareTortoisePlugin
+
+    return [HareTortoisePlugin()]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -75,5 +145,19 @@ for _name, _plugins, _summary in (
     ("hyper-hypo", hyper_hypo, "units that fire nearly always or hardly ever learn first, then the whole network"),
     ("hyper-hypo-random", hyper_hypo_random, "its control: as many units, chosen at random"),
     ("redo", redo, "make dormant units new every 1,000 iterations"),
+    ("shrink-perturb", shrink_perturb, "shrink weights and add a new draw of them before each experience"),
+    ("shrink-perturb-step", shrink_perturb_step, "shrink weights and add noise at every step"),
+    (
+        "shrink-perturb-interpolate",
+        shrink_perturb_interpolate,
+        "go most of the way back to the initial weights before each experience",
+    ),
+    ("l2-init", l2_init, "a penalty on the distance from the initial weights"),
+    ("l2", l2, "a penalty on the length of the weights, as a control"),
+    ("dash", dash, "shrink weights that do not point where the new data want them to go"),
+    ("fire", fire, "make weight matrices orthogonal before each experience"),
+    ("spectral-regularization", spectral_regularization, "a penalty that keeps largest singular values near 1"),
+    ("normalize-and-project", normalize_and_project, "weight matrices keep their initial norms"),
+    ("hare-tortoise", hare_tortoise, "train a fast network, use its average, and go back to it at times"),
 ):
     register(_name, _plugins, _summary)

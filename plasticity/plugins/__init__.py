@@ -1,13 +1,29 @@
 """Avalanche plugins: when a method runs; what it does stands in `plasticity.methods`."""
 
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.dash import DASHPlugin
+from plasticity.plugins.fire import FIREPlugin
+from plasticity.plugins.hare_tortoise import HareTortoisePlugin
 from plasticity.plugins.hyper_hypo import HyperHypoPlugin
+from plasticity.plugins.l2 import L2Plugin
+from plasticity.plugins.l2_init import L2InitPlugin
+from plasticity.plugins.normalize_and_project import NormalizeAndProjectPlugin
 from plasticity.plugins.redo import ReDoPlugin
+from plasticity.plugins.shrink_perturb import ShrinkPerturbPlugin
+from plasticity.plugins.spectral_regularization import SpectralRegularizationPlugin
 from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
 
 __all__ = [
+    "DASHPlugin",
+    "FIREPlugin",
+    "HareTortoisePlugin",
     "HyperHypoPlugin",
+    "L2InitPlugin",
+    "L2Plugin",
+    "NormalizeAndProjectPlugin",
     "ReDoPlugin",
+    "ShrinkPerturbPlugin",
+    "SpectralRegularizationPlugin",
     "SynapticStrippingPlugin",
     "TreatmentPlugin",
 ]
