@@ -132,6 +132,13 @@ def hare_tortoise(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [HareTortoisePlugin()]
 
 
+def continual_backprop(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """The least useful units are made new, a few at a time."""
+    from plasticity.plugins import ContinualBackpropPlugin
+
+    return [ContinualBackpropPlugin(seed=context.seed)]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -159,5 +166,10 @@ for _name, _plugins, _summary in (
     ("spectral-regularization", spectral_regularization, "a penalty that keeps largest singular values near 1"),
     ("normalize-and-project", normalize_and_project, "weight matrices keep their initial norms"),
     ("hare-tortoise", hare_tortoise, "train a fast network, use its average, and go back to it at times"),
+    (
+        "continual-backprop",
+        continual_backprop,
+        "make the least useful mature units new, a few at a time, in every iteration",
+    ),
 ):
     register(_name, _plugins, _summary)

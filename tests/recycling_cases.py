@@ -66,10 +66,10 @@ class Case:
         self.remember()
 
     def activations(self, x=None):
-        """What the group's units do, (samples x positions, size), from its first reader's input."""
+        """What the group's units do, (samples x positions, size), from the output of the first ReLU."""
         seen = []
-        reader = next(iter(self.net.readers(0)))
-        handle = self.model.get_submodule(reader).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        relu = next(module for module in self.model if isinstance(module, nn.ReLU))
+        handle = relu.register_forward_hook(lambda module, args, output: seen.append(output))
         self.model(self.x if x is None else x)
         handle.remove()
         return seen[0].detach().movedim(1, 0).reshape(self.group.size, -1).T

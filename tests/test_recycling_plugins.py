@@ -7,10 +7,9 @@ import pickle
 import pytest
 import torch
 from avalanche.models import SlimResNet18
-from avalanche.training.plugins import EWCPlugin, GDumbPlugin, GEMPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.plugins import EWCPlugin, GDumbPlugin, GEMPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
 from stripping_streams import (
     FixedHead,
-    MasksHold,
     MultiHead,
     Network,
     Recorder,
@@ -24,11 +23,14 @@ from torch import nn
 
 from plasticity import UnitGroup
 from plasticity.errors import UserError
-from plasticity.plugins import ReDoPlugin, SynapticStrippingPlugin
+from plasticity.plugins import ContinualBackpropPlugin, ReDoPlugin, SynapticStrippingPlugin
 
-PLUGINS = {"redo": ReDoPlugin}
-ACTIVE = {"redo": {"every": 3, "tau": 0.05}}
-IDLE = {"redo": {"every": 3, "maximum_share": 0}}
+PLUGINS = {"redo": ReDoPlugin, "continual-backprop": ContinualBackpropPlugin}
+ACTIVE = {
+    "redo": {"every": 3, "tau": 0.05},
+    "continual-backprop": {"replacement_rate": 0.06, "maturity": 2, "transfer": True},
+}
+IDLE = {"redo": {"every": 3, "maximum_share": 0}, "continual-backprop": {"replacement_rate": 0}}
 
 
 @pytest.fixture(params=PLUGINS)
@@ -98,14 +100,29 @@ def test_growing_and_several_heads_and_replay_and_a_model_that_starts_anew(metho
         assert sum(hooks) == 0
 
 
-def test_two_plugins_that_touch_the_same_layer(method):
+class RemovedIsZero(SupervisedPlugin):
+    """Looks before every forward pass whether removed weights are exactly 0."""
+
+    def __init__(self, stripping):
+        super().__init__()
+        self.stripping, self.checks = stripping, 0
+
+    def before_forward(self, strategy, **kwargs):
+        for name in self.stripping.masks:
+            weight = strategy.model.get_submodule(name).weight
+            assert (weight[~self.stripping.masks.kept(strategy.model, name)] == 0).all()
+            self.checks += 1
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_removed_connections_stay_removed_beside_another_plugin(method, last):
     plugin, stripping = make(method), SynapticStrippingPlugin("whitaker2023")
-    strategy = run([stripping, plugin, MasksHold(stripping)], FixedHead)
+    check = RemovedIsZero(stripping)
+    both = [stripping, plugin] if last else [plugin, stripping]
+    run([*both, check], FixedHead)
     assert treated(plugin) > 0
     assert stripping.masks.removed() > 0
-    for name in stripping.masks:
-        weight = strategy.model.get_submodule(name).weight
-        assert (weight[~stripping.masks.kept(strategy.model, name)] == 0).all()
+    assert check.checks > 0
 
 
 def test_groups_that_are_watched_only_are_skipped_and_listed_once_with_the_reason(method):

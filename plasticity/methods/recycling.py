@@ -108,3 +108,13 @@ def check_moments(moments: str) -> None:
     """
     if moments not in get_args(Moments):
         raise UserError(f"unknown moments {moments!r}; there are: {', '.join(get_args(Moments))}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises:
+        UserError: If it is so.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")

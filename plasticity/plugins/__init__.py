@@ -1,6 +1,7 @@
 """Avalanche plugins: when a method runs; what it does stands in `plasticity.methods`."""
 
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.continual_backprop import ContinualBackpropPlugin
 from plasticity.plugins.dash import DASHPlugin
 from plasticity.plugins.fire import FIREPlugin
 from plasticity.plugins.hare_tortoise import HareTortoisePlugin
@@ -14,6 +15,7 @@ from plasticity.plugins.spectral_regularization import SpectralRegularizationPlu
 from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
 
 __all__ = [
+    "ContinualBackpropPlugin",
     "DASHPlugin",
     "FIREPlugin",
     "HareTortoisePlugin",

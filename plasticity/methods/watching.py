@@ -1,0 +1,87 @@
+"""What units did in the latest mini-batch, for methods that look at each: a few cheap operations a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.activity import Activity
+from plasticity.groups import UnitGroups
+from plasticity.methods.recycling import private_groups, skipped_groups
+from plasticity.unit_statistics import Sums, plainly
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Sums over the samples and positions of a mini-batch.
+
+    Attributes:
+        values: (size,) float32 or int32.
+        count: Samples x positions.
+    """
+
+    values: Tensor
+    count: int
+
+
+class LatestActivity(Activity):
+    """Watches the private groups of a model; `latest` is of the passes since the last `clear`.
+
+    Args:
+        model: The network.
+        units: Its groups.
+
+    Attributes:
+        latest: By group name.
+        skipped: The groups that are not private, and why.
+
+    Raises:
+        UserError: If no group is private.
+    """
+
+    def __init__(self, model: nn.Module, units: UnitGroups) -> None:
+        super().__init__(model, private_groups(units))
+        self.skipped = skipped_groups(units)
+        self.latest: dict[str, BatchSums] = {}
+
+    def clear(self) -> None:
+        """Forget the latest passes."""
+        self.latest = {}
+
+    def _sum(self, sums: Sums, values: Tensor, dtype: torch.dtype, to: dict[str, BatchSums]) -> None:
+        name = sums.group.name
+        total, count = sums._per_unit(values, dtype), values.numel() // sums.group.size
+        before = to.get(name)
+        to[name] = BatchSums(total, count) if before is None else BatchSums(before.values + total, before.count + count)
+
+
+class MagnitudeActivity(LatestActivity):
+    """Sums up |h|, float32.
+
+    Args:
+        model: The network.
+        units: Its groups.
+        means: Also sum up h.
+
+    Attributes:
+        signed: As `latest`, for h.
+    """
+
+    def __init__(self, model: nn.Module, units: UnitGroups, *, means: bool = False) -> None:
+        super().__init__(model, units)
+        self.means = means
+        self.signed: dict[str, BatchSums] = {}
+
+    def clear(self) -> None:
+        """Forget the latest passes."""
+        super().clear()
+        self.signed = {}
+
+    def _seen(self, sums: Sums, activations: Tensor) -> None:
+        with plainly():
+            h = activations.detach()
+            self._sum(sums, h.abs() if sums.signed else h, torch.float32, self.latest)
+            if self.means:
+                self._sum(sums, h, torch.float32, self.signed)

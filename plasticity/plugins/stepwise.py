@@ -1,0 +1,138 @@
+"""What the plugins share that look at units, and may make some new, after every update."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from plasticity.groups import UnitGroup
+from plasticity.methods.watching import LatestActivity
+from plasticity.plugins.observing import ForwardObserver
+from plasticity.plugins.recycling import RecyclingPlugin, keep_removed
+
+
+class StepwisePlugin(RecyclingPlugin):
+    """A plugin that judges units by the strategy's own training forward passes, and acts after each update.
+
+    Nothing is copied to the host but one report after each experience: `history` then gets an entry with the numbers
+    of the units made new in it, and how often in all ("recycled"; a unit may be among them more than once). How far
+    single replacements moved the outputs is not measured.
+
+    Subclasses implement `make_activity`, `step`, `replacements`, `forget` and the state of the method.
+
+    Args:
+        seed: Seed of the plugin's own random generator.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+    """
+
+    def __init__(self, *, seed: int = 0, groups: Iterable[UnitGroup] | None = None) -> None:
+        super().__init__(seed=seed, groups=groups)
+        self._observer = ForwardObserver(self.make_activity, self.groups)
+        self._generator = torch.Generator()
+        self._generator.set_state(self._generator_state)
+        self._samples = 0
+        self._model: weakref.ref[nn.Module] | None = None
+
+    # --- for subclasses ----------------------------------------------------------------------------------------
+
+    def make_activity(self, model: nn.Module, units: Any) -> LatestActivity:
+        """Return what watches the forward passes."""
+        raise NotImplementedError
+
+    def step(self, strategy: Any, activity: Any, generator: torch.Generator) -> bool:
+        """Judge units by the latest pass; return whether any may have been made new, without asking the device."""
+        raise NotImplementedError
+
+    def replacements(self) -> dict[str, list[int]]:
+        """Return how often each unit was made new since the last call, by group name."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Forget what is known of units: another model has taken their place."""
+        raise NotImplementedError
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the first weights, and see whether the model is still the same."""
+        self.remember(strategy.model)
+        if self._model is not None and self._model() is not strategy.model:  # as with GDumb
+            self.forget()
+        self._model = weakref.ref(strategy.model)
+        self._samples = 0
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Watch the pass that comes."""
+        self._observer.begin(strategy)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Judge the units, and make new those that are due."""
+        activity = self._observer.activity
+        if activity is None:
+            return
+        self._iterations += 1
+        self._samples += len(strategy.mb_x)
+        if self.step(strategy, activity, self._generator):
+            keep_removed(strategy)
+        activity.clear()
+
+    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: what there is to do is done after the update."""
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: what there is to do is done after the update."""
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Report what was done in the experience."""
+        self._observer.end()
+        found = self.replacements()
+        experience = int(strategy.experience.current_experience)
+        recycled = sum(map(sum, found.values()))
+        self.history.append(
+            {
+                "experience": experience,
+                "iteration": self._iterations,
+                "method": self.method,
+                "samples": self._samples,
+                "units": {
+                    name: [unit for unit, count in enumerate(counts) if count]
+                    for name, counts in found.items()
+                    if any(counts)
+                },
+                "recycled": recycled,
+            }
+        )
+        if len(self.history) == 1 and self._observer.activity is not None:
+            self.history[0]["skipped"] = dict(self._observer.activity.skipped)
+        title = "".join(part.capitalize() for part in self.method.split("-"))
+        self._publish(strategy, f"{title}Recycled/train_phase/train_stream/Exp{experience:03d}", float(recycled))
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state as tensors and plain values."""
+        self._generator_state = self._generator.get_state()
+        return super().state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._generator.set_state(self._generator_state)
+        self._observer = ForwardObserver(self.make_activity, self.groups)
+        self._model = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._generator_state = self._generator.get_state()
+        left_out = {"_observer", "_generator", "_model"}
+        return {key: value for key, value in super().__getstate__().items() if key not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._observer = ForwardObserver(self.make_activity, self.groups)
+        self._generator = torch.Generator()
+        self._generator.set_state(self._generator_state)
+        self._model = None
