@@ -42,7 +42,7 @@ lint: .venv
 	@echo "mypy" && $(python) -m mypy
 
 test: lint
-	@echo "pytest" && $(python) -m pytest
+	@echo "pytest" && $(python) -m pytest -n auto --maxprocesses=4
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
