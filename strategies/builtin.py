@@ -139,6 +139,20 @@ def continual_backprop(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [ContinualBackpropPlugin(seed=context.seed)]
 
 
+def demon_pruning(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Units are pushed to die, and the dead ones masked (arXiv 2403.07688)."""
+    from plasticity.plugins import DemonPruningPlugin
+
+    return [DemonPruningPlugin(seed=context.seed)]
+
+
+def demon_pruning_shrink(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """The same, but dead units are removed physically."""
+    from plasticity.plugins import DemonPruningPlugin
+
+    return [DemonPruningPlugin("shrink", seed=context.seed)]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -171,5 +185,7 @@ for _name, _plugins, _summary in (
         continual_backprop,
         "make the least useful mature units new, a few at a time, in every iteration",
     ),
+    ("demon-pruning", demon_pruning, "push units to die on a schedule, and mask the dead ones"),
+    ("demon-pruning-shrink", demon_pruning_shrink, "the same, but remove dead units so that the network shrinks"),
 ):
     register(_name, _plugins, _summary)

@@ -3,6 +3,7 @@
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.continual_backprop import ContinualBackpropPlugin
 from plasticity.plugins.dash import DASHPlugin
+from plasticity.plugins.demon_pruning import DemonPruningPlugin
 from plasticity.plugins.fire import FIREPlugin
 from plasticity.plugins.hare_tortoise import HareTortoisePlugin
 from plasticity.plugins.hyper_hypo import HyperHypoPlugin
@@ -17,6 +18,7 @@ from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
 __all__ = [
     "ContinualBackpropPlugin",
     "DASHPlugin",
+    "DemonPruningPlugin",
     "FIREPlugin",
     "HareTortoisePlugin",
     "HyperHypoPlugin",

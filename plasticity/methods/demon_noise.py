@@ -1,0 +1,94 @@
+"""Asymmetric noise: it moves the weights of live units only, so that they may wander into death but never back.
+
+Source: Dufort-Labbé et al. 2024, "Maxwell's Demon at Work: Efficient Pruning by Leveraging Saturation of Neurons",
+arXiv 2403.07688, and its official code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from plasticity.groups import UnitGroup, layer, unwrap
+
+Gate = Literal["units", "gradients", "none"]
+
+
+class _Writer:
+    """The rows of one layer or normaliser, and which unit of which group each of them writes."""
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.length, self.device = length, device
+        self.parts: list[tuple[str, Tensor]] = []
+        self.free = torch.ones(length, dtype=torch.bool, device=device)
+
+    def add(self, group: str, rows: Tensor) -> None:
+        """Note that unit i of a group is written by row rows[i], -1 for none."""
+        self.free[rows[rows >= 0].to(self.device)] = False
+        self.parts.append((group, torch.where(rows < 0, self.length, rows).to(self.device)))
+
+    def live(self, live: Mapping[str, Tensor]) -> Tensor:
+        """Return the rows that write a live unit, or no unit at all, (rows,) bool."""
+        hits = torch.zeros(self.length + 1, dtype=torch.int64, device=self.device)
+        for group, rows in self.parts:
+            if group in live:
+                hits.index_add_(0, rows, live[group].to(hits))
+        return (hits[:-1] > 0) | self.free
+
+
+class AsymmetricNoise:
+    """Noise for the parameters of one model as it is now, to be kept for as long as it does not change.
+
+    Args:
+        model: The network.
+        units: Its groups.
+        gate: What keeps noise away from an entry: "units": its gradient is exactly 0, or it belongs to the incoming
+            weights, bias or normaliser of silent units, whose gradient penalties keep from being 0; "gradients": its
+            gradient is exactly 0; "none": nothing.
+    """
+
+    def __init__(self, model: nn.Module, units: Iterable[UnitGroup], gate: Gate = "units") -> None:
+        self.gate = gate
+        writers: dict[str, _Writer] = {}
+        for group in units if gate == "units" else ():
+            for write in group.writes:
+                weight = layer(model, write.layer).weight
+                assert isinstance(weight, Tensor)
+                writers.setdefault(write.layer, _Writer(len(weight), weight.device)).add(group.name, write.rows)
+                if write.norm is not None and write.norm_rows is not None:
+                    scale = getattr(unwrap(model).get_submodule(write.norm), "weight", None)
+                    if isinstance(scale, nn.Parameter) and scale.dim() == 1:
+                        channels = writers.setdefault(write.norm, _Writer(len(scale), scale.device))
+                        channels.add(group.name, write.norm_rows)
+        self._writers = writers
+        self._parameters: list[tuple[nn.Parameter, str | None]] = []
+        for name, parameter in unwrap(model).named_parameters():
+            owner, _, key = name.rpartition(".")
+            written = owner in writers and key in ("weight", "bias") and len(parameter) == writers[owner].length
+            self._parameters.append((parameter, owner if written else None))
+
+    def add(self, live: Mapping[str, Tensor], std: float, generators: Mapping[torch.device, torch.Generator]) -> None:
+        """Add normal noise to every entry that the gate lets through; to no parameter without a gradient.
+
+        Args:
+            live: (size,) bool by group name, which units fired in the latest training forward pass.
+            std: Standard deviation of the noise.
+            generators: Where the noise on each device is drawn from; PyTorch's own where there is none.
+        """
+        rows = {name: writer.live(live) for name, writer in self._writers.items()}
+        with torch.no_grad():
+            for parameter, owner in self._parameters:
+                if parameter.grad is None or not parameter.is_floating_point():
+                    continue
+                device = parameter.device
+                noise = torch.randn(
+                    parameter.shape, dtype=parameter.dtype, device=device, generator=generators.get(device)
+                )
+                if self.gate != "none":
+                    noise.mul_(parameter.grad != 0)
+                if owner is not None:
+                    noise.mul_(rows[owner].view(-1, *[1] * (parameter.dim() - 1)))
+                parameter.add_(noise, alpha=std)
