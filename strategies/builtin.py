@@ -153,6 +153,13 @@ def demon_pruning_shrink(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [DemonPruningPlugin("shrink", seed=context.seed)]
 
 
+def self_normalized_resets(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Units that are silent for longer than is usual for them are made new."""
+    from plasticity.plugins import SelfNormalizedResetsPlugin
+
+    return [SelfNormalizedResetsPlugin(seed=context.seed)]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -187,5 +194,10 @@ for _name, _plugins, _summary in (
     ),
     ("demon-pruning", demon_pruning, "push units to die on a schedule, and mask the dead ones"),
     ("demon-pruning-shrink", demon_pruning_shrink, "the same, but remove dead units so that the network shrinks"),
+    (
+        "self-normalized-resets",
+        self_normalized_resets,
+        "make units new that are silent for longer than is usual for them",
+    ),
 ):
     register(_name, _plugins, _summary)

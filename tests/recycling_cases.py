@@ -92,7 +92,7 @@ class Case:
                     assert (tensor[where] == start[part]).all(), name
                 else:
                     assert set(tensor[where].tolist()) <= set(self.initial[name].flatten().tolist()), name
-                    assert (tensor[where] != old[where]).any(), name
+                    assert part == "bias" or (tensor[where] != old[where]).any(), name  # few biases to draw from
             else:
                 assert torch.equal(tensor, old), name
         self.check_state({**incoming, **outgoing}, outgoing, moments)

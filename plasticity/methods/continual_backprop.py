@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.outgoing import OutgoingMagnitude, transfer_to_bias
-from plasticity.methods.recycling import check_count, check_moments, check_shares
+from plasticity.methods.recycling import check_count, check_moments, check_shares, take_counts
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
@@ -201,16 +201,7 @@ class ContinualBackprop:
 
     def replacements(self) -> dict[str, list[int]]:
         """Return how often each unit was replaced since the last call, by group name; copies to the host once."""
-        if not self._units:
-            return {}
-        counts = torch.cat([state.replaced for state in self._units.values()]).tolist()
-        found, start = {}, 0
-        for name, state in self._units.items():
-            size = len(state.replaced)
-            found[name] = counts[start : start + size]
-            start += size
-            state.replaced.zero_()
-        return found
+        return take_counts({name: state.replaced for name, state in self._units.items()})
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return a copy of what is known of the units."""

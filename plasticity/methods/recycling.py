@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import get_args
 
 import torch
@@ -16,22 +16,31 @@ from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
 
 
-def private_groups(units: UnitGroups) -> UnitGroups:
+def private_groups(units: UnitGroups, activations: Collection[str] | None = None) -> UnitGroups:
     """Return the groups whose units may be made new.
+
+    Args:
+        units: Groups of a network.
+        activations: Names of the activations that a method can judge; None: all.
 
     Raises:
         UserError: If there is none.
     """
-    private = [group for group in units if group.private]
+    skipped = skipped_groups(units, activations)
+    private = [group for group in units if group.name not in skipped]
     if not private:
-        reasons = "; ".join(f"'{group.name}': {group.reason}" for group in units) or "it has no hidden units"
-        raise UserError(f"no unit of this model can be made new without changing others: {reasons}")
+        reasons = "; ".join(f"'{name}': {reason}" for name, reason in skipped.items()) or "it has no hidden units"
+        raise UserError(f"no unit of this model can be made new: {reasons}")
     return UnitGroups(private, outputs=units.outputs)
 
 
-def skipped_groups(units: UnitGroups) -> dict[str, str]:
-    """Return the groups whose units are left alone, and why, by name."""
-    return {group.name: str(group.reason) for group in units if not group.private}
+def skipped_groups(units: UnitGroups, activations: Collection[str] | None = None) -> dict[str, str]:
+    """Return the groups whose units are left alone, and why, by name; arguments as for `private_groups`."""
+    skipped = {group.name: str(group.reason) for group in units if not group.private}
+    for group in units:
+        if group.private and activations is not None and group.activation not in activations:
+            skipped[group.name] = f"its activation is {group.activation}, not one of: {', '.join(sorted(activations))}"
+    return skipped
 
 
 def initial_values(model: nn.Module) -> dict[str, Tensor]:
@@ -86,6 +95,21 @@ def renew(
     for name, numbers in chosen.items():
         if len(numbers):
             reinitialise(model, units[name], numbers, optimizer, generator, initial=initial, moments=moments)
+
+
+def take_counts(counts: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Copy counts to the host, all at once, and set them to 0.
+
+    Args:
+        counts: (size,) int64 by group name, on one device.
+    """
+    if not counts:
+        return {}
+    parts = [len(count) for count in counts.values()]
+    numbers = torch.cat(list(counts.values())).cpu().split(parts)
+    for count in counts.values():
+        count.zero_()
+    return {name: part.tolist() for name, part in zip(counts, numbers, strict=True)}
 
 
 def check_shares(rule: object, *names: str) -> None:

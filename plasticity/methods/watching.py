@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ class BatchSums:
     """Sums over the samples and positions of a mini-batch.
 
     Attributes:
-        values: (size,) float32 or int32.
+        values: (size,).
         count: Samples x positions.
     """
 
@@ -32,18 +33,19 @@ class LatestActivity(Activity):
     Args:
         model: The network.
         units: Its groups.
+        activations: Names of the activations that a method can judge; None: all.
 
     Attributes:
         latest: By group name.
-        skipped: The groups that are not private, and why.
+        skipped: The groups that are not watched, and why.
 
     Raises:
-        UserError: If no group is private.
+        UserError: If no group is left.
     """
 
-    def __init__(self, model: nn.Module, units: UnitGroups) -> None:
-        super().__init__(model, private_groups(units))
-        self.skipped = skipped_groups(units)
+    def __init__(self, model: nn.Module, units: UnitGroups, *, activations: Collection[str] | None = None) -> None:
+        super().__init__(model, private_groups(units, activations))
+        self.skipped = skipped_groups(units, activations)
         self.latest: dict[str, BatchSums] = {}
 
     def clear(self) -> None:
@@ -63,14 +65,22 @@ class MagnitudeActivity(LatestActivity):
     Args:
         model: The network.
         units: Its groups.
+        activations: Names of the activations that a method can judge; None: all.
         means: Also sum up h.
 
     Attributes:
         signed: As `latest`, for h.
     """
 
-    def __init__(self, model: nn.Module, units: UnitGroups, *, means: bool = False) -> None:
-        super().__init__(model, units)
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitGroups,
+        *,
+        activations: Collection[str] | None = None,
+        means: bool = False,
+    ) -> None:
+        super().__init__(model, units, activations=activations)
         self.means = means
         self.signed: dict[str, BatchSums] = {}
 

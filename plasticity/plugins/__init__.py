@@ -11,6 +11,7 @@ from plasticity.plugins.l2 import L2Plugin
 from plasticity.plugins.l2_init import L2InitPlugin
 from plasticity.plugins.normalize_and_project import NormalizeAndProjectPlugin
 from plasticity.plugins.redo import ReDoPlugin
+from plasticity.plugins.self_normalized_resets import SelfNormalizedResetsPlugin
 from plasticity.plugins.shrink_perturb import ShrinkPerturbPlugin
 from plasticity.plugins.spectral_regularization import SpectralRegularizationPlugin
 from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
@@ -26,6 +27,7 @@ __all__ = [
     "L2Plugin",
     "NormalizeAndProjectPlugin",
     "ReDoPlugin",
+    "SelfNormalizedResetsPlugin",
     "ShrinkPerturbPlugin",
     "SpectralRegularizationPlugin",
     "SynapticStrippingPlugin",
