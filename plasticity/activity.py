@@ -65,6 +65,8 @@ class Activity:
     def __init__(
         self, model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool = False, features: int = 0
     ) -> None:
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise UserError("the replicas of DataParallel cannot be watched; use one device or DistributedDataParallel")
         self.model = unwrap(model)
         self.units = units if isinstance(units, UnitGroups) else UnitGroups(units)
         self._inputs, self._features = inputs, features
@@ -82,6 +84,7 @@ class Activity:
         """Forget everything seen so far."""
         self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
         self._input_sums: dict[str, tuple[Tensor, int]] = {}
+        self._input_minima: dict[str, Tensor] = {}
         self._rows: list[Tensor] = []
         self._by_function.clear()
         self._by_output.clear()
@@ -108,6 +111,16 @@ class Activity:
         if not self._inputs:
             raise UserError("input means are collected only by watch(..., inputs=True)")
         return {name: total / count for name, (total, count) in self._input_sums.items()}
+
+    def input_minima(self) -> dict[str, Tensor]:
+        """Return the least input of each writing layer, 0-dimensional, by layer name.
+
+        Raises:
+            UserError: If `inputs=True` was not asked for.
+        """
+        if not self._inputs:
+            raise UserError("input minima are collected only by watch(..., inputs=True)")
+        return dict(self._input_minima)
 
     def features(self) -> Tensor | None:
         """Return the penultimate representation seen first, (at most `features` rows, width), or None if none was.
@@ -251,6 +264,8 @@ class Activity:
                 total = x.sum(others, dtype=sum_type(x.device)) if others else x.to(sum_type(x.device), copy=True)
                 before, count = self._input_sums.get(name, (torch.zeros_like(total), 0))
                 self._input_sums[name] = (before + total, count + x.numel() // x.shape[dim])
+                least = x.amin() if x.numel() else x.new_zeros(())
+                self._input_minima[name] = torch.minimum(self._input_minima.get(name, least), least)
 
         return hook
 

@@ -58,6 +58,13 @@ def _tied():
     return model
 
 
+def _tied_to_a_layer_that_is_not_run():
+    model = Net(lambda m, x: m.b(F.relu(m.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 8))
+    model.c = nn.Linear(8, 8, bias=False)
+    model.c.weight = model.b.weight
+    return model
+
+
 def _same_module_twice():
     a, b = nn.Linear(6, 8), nn.Linear(8, 3)
     model = nn.Sequential(a, nn.ReLU(), b)
@@ -270,6 +277,7 @@ WEIGHTS = [
         watched="a b",
     ),
     made(_functional_norm, name="a normaliser by function", private="a"),
+    made(_tied_to_a_layer_that_is_not_run, name="tied to a layer that is not run", private="", watched="a"),
     made(_tied, name="tied weights", private="", watched="a d e"),
     made(_same_module_twice, name="a module under two names", private="first", watched=""),
     made(_flattened, name="parameters in one piece of memory", private="0", watched=""),

@@ -90,6 +90,29 @@ def write_normalise_and_activate(m, step, a, b, number):
 
 
 @operation
+def activate(m, step, a, b, number):
+    return [F.relu, torch.sigmoid, F.elu, lambda a: a.clone().relu_(), torch.tanh][number % 5](a)
+
+
+@operation
+def normalise(m, step, a, b, number):
+    return m.layer(f"batch{step}", lambda: (nn.BatchNorm2d if a.dim() == 4 else nn.BatchNorm1d)(a.shape[1]))(a)
+
+
+@operation
+def fold(m, step, a, b, number):
+    half = a.shape[1] // 2
+    return [
+        lambda: a + a.flip(1),
+        lambda: a[:, :half] - a[:, half : 2 * half] if half else None,
+        lambda: torch.cat([a, -a], 1) if a.shape[1] * 2 <= LIMIT else None,
+        lambda: a.roll(1, 1) * a,
+        lambda: torch.maximum(a[:, ::2], a[:, 1::2]) if a.shape[1] == 2 * half else None,
+        lambda: a + a.mean(0),
+    ][number % 6]()
+
+
+@operation
 def grouped(m, step, a, b, number):
     if a.dim() == 4 and a.shape[1] % 2 == 0:
         return F.relu(m.layer(f"grouped{step}", lambda: nn.Conv2d(a.shape[1], 2 * (1 + number), 1, groups=2))(a))

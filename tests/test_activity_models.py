@@ -119,6 +119,9 @@ def test_wrappers_are_looked_through():
         wrapped(x)
     assert counts(activity) == [3, 3]
     assert activity.model is model
+    wrapped.device_ids = [0, 1]
+    with pytest.raises(UserError, match="replicas of DataParallel cannot be watched"), watch(wrapped, units):
+        pass
 
 
 def test_attach_and_detach():

@@ -38,6 +38,7 @@ REASONS = {
     "a copy of the weight is used again": "the weight of `a` is used more than once",
     "a shared BatchNorm": "the weight of `norm` is used more than once",
     "a shared BatchNorm without parameters": "the running_mean of `norm` is used more than once",
+    "tied to a layer that is not run": "the weight of `b` is also `c.weight`",
     "tied weights": "the weight of `d` is used more than once",
     "a layer that is not used": "`c` is not used by this example and may read it",
     "heads of a user's own, one of them on no samples": "`heads.0` is not used by this example and may read it",

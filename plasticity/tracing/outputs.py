@@ -26,7 +26,7 @@ def close(ledger: Ledger, model: nn.Module, output: Any) -> None:
         ledger.escape(labels, "it reaches the output of the model")
         writers = [number for number in torch.unique(ledger.call_of(labels)).tolist() if number >= 0]
         if writers and not ledger.outputs:
-            ledger.outputs.append(ledger.calls[writers[0]].layer)
+            ledger.outputs.append(ledger.calls[writers[-1]].layer)
     for path, module in model.named_modules():
         for name, kept in (*module._buffers.items(), *vars(module).items()):
             for tensor in _kept_tensors(name, kept):
