@@ -1,4 +1,4 @@
-"""Strategies that are another optimizer or another network, and train it as `naive` does."""
+"""Strategies that are another optimizer or another network."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -50,3 +50,13 @@ def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
 register("layer-norm", _nothing_else, "layer normalisation before every activation", network=layer_norm)
 register("leaky-relu", _nothing_else, "leaky ReLU in place of every activation", network=leaky_relu)
 register("crelu", _nothing_else, "[relu(z), relu(-z)] in narrower layers, as many parameters", network=crelu)
+
+
+def plasticity_injection(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """A new head in the middle of the stream, with the old one frozen (arXiv 2305.15555)."""
+    from plasticity.plugins import PlasticityInjectionPlugin
+
+    return [PlasticityInjectionPlugin(max(1, context.experiences // 2), seed=context.seed)]
+
+
+register("plasticity-injection", plasticity_injection, "freeze the head half-way and add what a new one learns")

@@ -2,7 +2,18 @@
 
 from plasticity.architecture.activations import with_activation
 from plasticity.architecture.crelu import CReLU, register_crelu, with_crelu
+from plasticity.architecture.injection import Injection, inject_plasticity
 from plasticity.architecture.normalisation import with_layer_norm
 from plasticity.architecture.rewriting import Change, changes
 
-__all__ = ["CReLU", "Change", "changes", "register_crelu", "with_activation", "with_crelu", "with_layer_norm"]
+__all__ = [
+    "CReLU",
+    "Change",
+    "Injection",
+    "changes",
+    "inject_plasticity",
+    "register_crelu",
+    "with_activation",
+    "with_crelu",
+    "with_layer_norm",
+]

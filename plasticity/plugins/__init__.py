@@ -5,11 +5,13 @@ from plasticity.plugins.continual_backprop import ContinualBackpropPlugin
 from plasticity.plugins.dash import DASHPlugin
 from plasticity.plugins.demon_pruning import DemonPruningPlugin
 from plasticity.plugins.fire import FIREPlugin
+from plasticity.plugins.gradient_dormancy import GradientDormancyPlugin
 from plasticity.plugins.hare_tortoise import HareTortoisePlugin
 from plasticity.plugins.hyper_hypo import HyperHypoPlugin
 from plasticity.plugins.l2 import L2Plugin
 from plasticity.plugins.l2_init import L2InitPlugin
 from plasticity.plugins.normalize_and_project import NormalizeAndProjectPlugin
+from plasticity.plugins.plasticity_injection import PlasticityInjectionPlugin
 from plasticity.plugins.redo import ReDoPlugin
 from plasticity.plugins.self_normalized_resets import SelfNormalizedResetsPlugin
 from plasticity.plugins.shrink_perturb import ShrinkPerturbPlugin
@@ -21,11 +23,13 @@ __all__ = [
     "DASHPlugin",
     "DemonPruningPlugin",
     "FIREPlugin",
+    "GradientDormancyPlugin",
     "HareTortoisePlugin",
     "HyperHypoPlugin",
     "L2InitPlugin",
     "L2Plugin",
     "NormalizeAndProjectPlugin",
+    "PlasticityInjectionPlugin",
     "ReDoPlugin",
     "SelfNormalizedResetsPlugin",
     "ShrinkPerturbPlugin",

@@ -1,0 +1,76 @@
+"""Plasticity injection as an Avalanche plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from plasticity.architecture.injection import inject_plasticity
+from plasticity.architecture.rewriting import parameter_count
+from plasticity.errors import UserError
+from plasticity.groups import UnitGroups, unwrap
+from plasticity.methods.treatment import Treatment
+from plasticity.plugins.base import TreatmentPlugin
+from plasticity.probe import Probe, output_shift
+
+
+class PlasticityInjectionPlugin(TreatmentPlugin):
+    """Once, before a chosen experience, give the network a new head and freeze the one it has.
+
+    Outputs stay what they were at that moment, and so does the number of trained parameters; see
+    `plasticity.architecture.inject_plasticity`. Heads that grow, and heads for each task, go on growing: what is added
+    later begins with the same weights in all parts.
+
+    A run that was restored from a checkpoint must restore the whole model, as its modules have changed.
+
+    Args:
+        experience: Number of the experience before which to act, at least 1; the middle of the stream is a good one.
+        head: Qualified names of the modules that make up the head, in order; None: those from the last hidden layer on.
+        seed: Seed of the plugin's own random generator.
+
+    Attributes:
+        history: One entry, with the numbers of parameters that are trained and frozen.
+
+    Raises:
+        UserError: If the experience is not a whole number of at least 1; in training, if the head cannot be told.
+
+    Source: Nikishin et al. 2023, arXiv 2305.15555.
+    """
+
+    method = "plasticity-injection"
+
+    def __init__(self, experience: int = 1, *, head: Sequence[str] | None = None, seed: int = 0) -> None:
+        super().__init__(every="experience", probe_samples=512, seed=seed)
+        if not isinstance(experience, int) or isinstance(experience, bool) or experience < 1:
+            raise UserError(f"experience must be a whole number of at least 1, not {experience!r}")
+        self.experience = experience
+        self.head = None if head is None else tuple(head)
+
+    def intervene(self, strategy: Any) -> None:
+        """Act, if it is time and was not done yet."""
+        experience = getattr(strategy.experience, "origin_experience", strategy.experience)
+        if self.history or experience.current_experience < self.experience:
+            return
+        super().intervene(strategy)
+        self._units = None
+
+    def treat(
+        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
+    ) -> Treatment:
+        """Inject plasticity."""
+        before = probe.outputs(model)
+        names = inject_plasticity(model, probe.example(), optimizer, generator, head=self.head)
+        head = [unwrap(model).get_submodule(name) for name in names]
+        return Treatment(
+            method=self.method,
+            samples=probe.samples,
+            counts={
+                "trained_parameters": parameter_count(model),
+                "frozen_parameters": 2 * sum(parameter.numel() for part in head for parameter in part.parameters()),
+            },
+            output_shift=output_shift(before, probe.outputs(model)),
+        )
