@@ -49,12 +49,19 @@ def norm(state, name, x):
     return (x - mean) / torch.sqrt(variance + 1e-5) * weight + bias
 
 
-def row(values, removed, mean_input, sign, rule):
+def row(values, removed, mean_input, sign, rule, signed_inputs):
     """Choose the connections of one unit to remove; all arguments but the last two are lists over connections."""
     remaining = [j for j in range(len(values)) if not removed[j] and values[j] != 0]
     if not remaining:
         return []
-    score = [v if rule.score == "signed_weight" else v * x * sign for v, x in zip(values, mean_input, strict=True)]
+    if rule.score == "signed_weight":
+        score = values
+    elif rule.score == "auto" and not signed_inputs:
+        if all(mean_input[j] == 0 for j in remaining):
+            return []
+        score = [v * sign for v in values]
+    else:
+        score = [v * x * sign for v, x in zip(values, mean_input, strict=True)]
     threshold = np.quantile([score[j] for j in remaining], rule.fraction)
     chosen = [j for j in remaining if score[j] < threshold]
     if rule.guard:
@@ -102,7 +109,8 @@ def strip(problem, state, x, rule):
                 mean_input = [float(means[offset + j // taps]) for j in range(flat.numel())]
                 negative = write.norm and write.channels[unit] >= 0
                 sign = -1 if negative and state[f"{write.norm}.weight"][write.channels[unit]] < 0 else 1
-                for j in row(flat.tolist(), gone[target].flatten().tolist(), mean_input, sign, rule):
+                signed_inputs = bool((inputs[write.layer] < 0).any())
+                for j in row(flat.tolist(), gone[target].flatten().tolist(), mean_input, sign, rule, signed_inputs):
                     weight[target].view(-1)[j] = 0
                     gone[target].view(-1)[j] = True
                     stripped = True

@@ -99,8 +99,11 @@ def test_input_means():
     torch.testing.assert_close(means["a"], x.mean((0, 2, 3)))
     h = F.relu(model.a(torch.cat(batches))).double()
     torch.testing.assert_close(means["b"], h.mean((0, 2, 3)))
-    with watch(model, units) as activity, pytest.raises(UserError, match="inputs=True"):
-        activity.input_means()
+    minima = activity.input_minima()
+    assert float(minima["a"]) == float(torch.cat(batches).min()) < 0 and float(minima["b"]) == float(h.min()) == 0
+    for ask in ("input_means", "input_minima"):
+        with watch(model, units) as activity, pytest.raises(UserError, match="inputs=True"):
+            getattr(activity, ask)()
 
 
 def test_input_means_of_a_vector_without_a_batch():
@@ -111,3 +114,15 @@ def test_input_means_of_a_vector_without_a_batch():
         for x in batch:
             model(x)
     torch.testing.assert_close(activity.input_means()["0"], batch.double().mean(0))
+
+
+def test_layers_called_by_themselves_do_not_count():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.randn(3, 4)
+    with watch(model, find_units(model, x), inputs=True, features=9) as activity:
+        model[0](x)
+        model[2](torch.randn(7, 5))
+        assert activity.features() is None
+        assert activity.input_means() == {}
+        model(x)
+    assert torch.equal(activity.features(), F.relu(model[0](x)))

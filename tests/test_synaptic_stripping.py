@@ -26,6 +26,7 @@ RULES = {
     "larger fraction": replace(DEFAULT, fraction=0.3, rounds=3),
     "no fallback": replace(DEFAULT, fallback="none", rounds=60),
     "guarded weights": replace(DEFAULT, score="signed_weight"),
+    "guarded contributions": replace(DEFAULT, score="signed_contribution"),
     "unguarded contributions": replace(DEFAULT, guard=False, fraction=0.5),
     "nothing may be removed": replace(DEFAULT, max_row_sparsity=0.0),
 }

@@ -5,8 +5,8 @@ arXiv 2302.05818, and its official code. The authors judge units on the test set
 units are judged on training inputs. Their rule is `PRESETS["whitaker2023"]`. The default rule differs where theirs
 cannot work:
 
-- it ranks connections by their mean contribution w_j E[x_j] instead of w_j: what holds a unit down is what its inputs
-  bring, and those may have either sign;
+- where a layer's inputs have either sign, it ranks connections by their mean contribution w_j E[x_j] instead of w_j,
+  since a negative weight holds a unit down only where its input is positive;
 - it never removes a connection that helps (the authors' 5% quantile removes positive ones once no negative is left);
 - where nothing is left to remove, or a normaliser's shift holds the unit down, a negative bias or shift becomes 0.
 """
@@ -14,12 +14,13 @@ cannot work:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.activity import Activity
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write, layer, unwrap
 from plasticity.masks import Masks
@@ -29,7 +30,7 @@ from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe, output_shift
 from plasticity.surgery import reinitialise
 
-Score = Literal["signed_contribution", "signed_weight"]
+Score = Literal["auto", "signed_contribution", "signed_weight"]
 Fallback = Literal["zero_bias", "reinitialise", "none"]
 
 
@@ -40,7 +41,9 @@ class StrippingRule:
     Attributes:
         fraction: Share of a unit's remaining connections below whose quantile connections go, in [0, 1]; 0 leaves the
             network alone.
-        score: What ranks connections: "signed_contribution", weight times mean input, or "signed_weight".
+        score: What ranks connections: "signed_weight", as the authors do; "signed_contribution", weight times mean
+            input; or "auto", the weight for layers whose inputs are never negative on the probe, else the contribution.
+            The last two turn round behind a normaliser of negative scale.
         guard: Remove only connections with a negative score, and at least one while there is any.
         fallback: For units that stripping cannot help: "zero_bias" raises a negative bias (or a normaliser's negative
             shift) to 0, "reinitialise" makes a private unit new, "none" leaves them dead.
@@ -50,7 +53,7 @@ class StrippingRule:
     """
 
     fraction: float = 0.05
-    score: Score = "signed_contribution"
+    score: Score = "auto"
     guard: bool = True
     fallback: Fallback = "zero_bias"
     max_row_sparsity: float = 0.9
@@ -112,19 +115,19 @@ def strip_dead_units(
     before: Tensor | None = None
     connections, rounds = masks.removed(), 0
     for attempt in range(rule.rounds + 1):
-        activity, outputs = probe.watch(model, units, inputs=rule.score == "signed_contribution")
+        activity, outputs = probe.watch(model, units, inputs=rule.score != "signed_weight")
         dead = {name: dead_units(stat) for name, stat in activity.statistics().items() if stat.count}
         if before is None:
             before, first_dead = outputs, dead
         counts = torch.stack([mask.sum() for mask in dead.values()]).tolist() if dead else []
         if attempt == rule.rounds or rule.fraction == 0 or not any(counts):
             break
-        means = activity.input_means() if rule.score == "signed_contribution" else {}
+        inputs = _layer_inputs(activity, rule)
         changed = False
         for (name, mask), count in zip(dead.items(), counts, strict=True):
             if count:
                 index = mask.nonzero().flatten()
-                stripped, raised = _treat(model, units[name], index, means, masks, rule, optimizer, generator)
+                stripped, raised = _treat(model, units[name], index, inputs, masks, rule, optimizer, generator)
                 _note(treated, name, index[stripped], mask)
                 _note(helped, name, index[raised], mask)
                 changed = changed or bool(stripped.any()) or bool(raised.any())
@@ -154,6 +157,21 @@ def strip_dead_units(
     )
 
 
+class LayerInputs(NamedTuple):
+    """What a writing layer gets: the mean of each (input features or channels,), and whether any is ever negative."""
+
+    mean: Tensor
+    signed: bool
+
+
+def _layer_inputs(activity: Activity, rule: StrippingRule) -> dict[str, LayerInputs]:
+    """Return the inputs of the writing layers, where the score needs them."""
+    if rule.score == "signed_weight":
+        return {}
+    minima = activity.input_minima()
+    return {name: LayerInputs(mean, float(minima[name]) < 0) for name, mean in activity.input_means().items()}
+
+
 def _note(noted: dict[str, Tensor], name: str, index: Tensor, like: Tensor) -> None:
     if len(index):
         noted.setdefault(name, torch.zeros_like(like))[index] = True
@@ -167,7 +185,7 @@ def _treat(
     model: nn.Module,
     group: UnitGroup,
     index: Tensor,
-    means: dict[str, Tensor],
+    inputs: dict[str, LayerInputs],
     masks: Masks,
     rule: StrippingRule,
     optimizer: Optimizer | None,
@@ -191,7 +209,7 @@ def _treat(
         where = torch.zeros_like(weight, dtype=torch.bool).view(len(weight), -1)
         some = []
         for rows in write.rows.to(index.device)[chosen].split(max(1, _AT_ONCE // where.shape[1])):
-            remove = select_connections(model, write, rows, means.get(write.layer), masks, rule)
+            remove = select_connections(model, write, rows, inputs.get(write.layer), masks, rule)
             where[rows[rows >= 0]] |= remove[rows >= 0]
             some.append(remove.any(1))
         found = torch.cat(some)
@@ -209,7 +227,7 @@ def _treat(
 
 
 def select_connections(
-    model: nn.Module, write: Write, rows: Tensor, mean_input: Tensor | None, masks: Masks, rule: StrippingRule
+    model: nn.Module, write: Write, rows: Tensor, inputs: LayerInputs | None, masks: Masks, rule: StrippingRule
 ) -> Tensor:
     """Choose the connections to remove from some rows of a layer.
 
@@ -217,7 +235,7 @@ def select_connections(
         model: The network.
         write: The layer, and the normaliser behind it.
         rows: (n,) output rows; -1 stands for a unit that the layer does not write, from which nothing goes.
-        mean_input: (input features or channels,) mean input of the layer; needed for "signed_contribution".
+        inputs: What the layer gets; needed unless the score is "signed_weight".
         masks: Connections removed before, which do not count as remaining.
         rule: How to choose.
 
@@ -233,10 +251,14 @@ def select_connections(
     values = flat[picked]
     remaining = masks.kept(model, write.layer).reshape(len(weight), -1)[picked] & (values != 0) & (rows >= 0)[:, None]
     score = values if values.dtype in (torch.float32, torch.float64) else values.float()
-    if rule.score == "signed_contribution":
-        assert mean_input is not None
-        score = score * _inputs_of_rows(module, weight, picked, mean_input)  # double precision, as the mean inputs
-        score = score * _sign_behind(model, write, picked)[:, None]
+    if rule.score != "signed_weight":
+        assert inputs is not None
+        score = score * _sign_behind(model, write, picked).to(score.dtype)[:, None]
+        mean = _inputs_of_rows(module, weight, picked, inputs.mean)
+        if rule.score == "signed_contribution" or inputs.signed:
+            score = score * mean  # double precision, as the mean inputs
+        else:  # where no input is ever there, taking connections away is of no help
+            remaining &= (remaining & (mean != 0)).any(1, keepdim=True)
     candidates = remaining & (score < _quantile(score, remaining, rule.fraction))
     if rule.guard:
         negative = remaining & (score < 0)
