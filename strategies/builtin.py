@@ -160,6 +160,13 @@ def self_normalized_resets(context: Context) -> "list[SupervisedPlugin[Any]]":
     return [SelfNormalizedResetsPlugin(seed=context.seed)]
 
 
+def gradient_dormancy(context: Context) -> "list[SupervisedPlugin[Any]]":
+    """Units that hardly get a gradient are made new every 1,000 iterations."""
+    from plasticity.plugins import GradientDormancyPlugin
+
+    return [GradientDormancyPlugin(seed=context.seed)]
+
+
 for _name, _plugins, _summary in (
     ("naive", naive, "fine-tuning: one experience after the other, nothing else"),
     ("fresh", fresh, "a new network for every experience, with the same budget: what there is to recover"),
@@ -199,5 +206,6 @@ for _name, _plugins, _summary in (
         self_normalized_resets,
         "make units new that are silent for longer than is usual for them",
     ),
+    ("gradient-dormancy", gradient_dormancy, "make units new that hardly get a gradient, every 1,000 iterations"),
 ):
     register(_name, _plugins, _summary)

@@ -25,6 +25,7 @@ from plasticity import UnitGroup
 from plasticity.errors import UserError
 from plasticity.plugins import (
     ContinualBackpropPlugin,
+    GradientDormancyPlugin,
     ReDoPlugin,
     SelfNormalizedResetsPlugin,
     SynapticStrippingPlugin,
@@ -34,16 +35,19 @@ PLUGINS = {
     "redo": ReDoPlugin,
     "continual-backprop": ContinualBackpropPlugin,
     "self-normalized-resets": SelfNormalizedResetsPlugin,
+    "gradient-dormancy": GradientDormancyPlugin,
 }
 ACTIVE = {
     "redo": {"every": 3, "tau": 0.05},
     "continual-backprop": {"replacement_rate": 0.06, "maturity": 2, "transfer": True},
     "self-normalized-resets": {"maximum_age": 24, "refresh": 4, "enough": 2, "check_every": 2, "maximum_share": 0.2},
+    "gradient-dormancy": {"every": 3, "tau": 0.05, "batches": 2},
 }
 IDLE = {
     "redo": {"every": 3, "maximum_share": 0},
     "continual-backprop": {"replacement_rate": 0},
     "self-normalized-resets": {"maximum_age": 8, "maximum_share": 0, "check_every": 1},
+    "gradient-dormancy": {"every": 3, "maximum_share": 0},
 }
 
 

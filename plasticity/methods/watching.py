@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.activity import Activity
+from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
 from plasticity.unit_statistics import Sums, plainly
@@ -95,3 +98,39 @@ class MagnitudeActivity(LatestActivity):
             self._sum(sums, h.abs() if sums.signed else h, torch.float32, self.latest)
             if self.means:
                 self._sum(sums, h, torch.float32, self.signed)
+
+
+class GradientActivity(LatestActivity):
+    """Sums up |dL/dz| of the backward passes of what it watched, float32; z is what a unit's activation is applied to.
+
+    Args:
+        model: The network.
+        units: Its groups.
+        before: With False, sum up |dL/dh|, behind the activation.
+    """
+
+    def __init__(self, model: nn.Module, units: UnitGroups, *, before: bool = True) -> None:
+        super().__init__(model, units)
+        self.before = before
+
+    def _seen(self, sums: Sums, activations: Tensor) -> None:
+        if not activations.requires_grad:
+            return
+        if not self.before:
+            activations.register_hook(partial(self._flows, sums))
+        elif activations.grad_fn is not None:
+            activations.grad_fn.register_hook(partial(self._passed, sums, activations.shape))
+
+    def _flows(self, sums: Sums, gradient: Tensor) -> None:
+        with plainly():
+            self._sum(sums, gradient.abs(), torch.float32, self.latest)
+
+    def _passed(self, sums: Sums, shape: torch.Size, inputs: Any, outputs: Any) -> None:
+        if inputs[0] is None:  # all below is frozen
+            return
+        if inputs[0].shape != shape:
+            raise UserError(
+                f"group '{sums.group.name}': where its activations are seen is no activation function, so the gradient "
+                'before it is unknown; ask for the one behind it, with gradient="after"'
+            )
+        self._flows(sums, inputs[0])

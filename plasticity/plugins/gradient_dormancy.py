@@ -1,0 +1,130 @@
+"""Gradient dormancy as an Avalanche plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
+from plasticity.methods.recycling import check_count
+from plasticity.methods.treatment import Treatment
+from plasticity.methods.watching import BatchSums, GradientActivity
+from plasticity.plugins.base import Every
+from plasticity.plugins.observing import ForwardObserver
+from plasticity.plugins.recycling import RecyclingPlugin, choose_rule
+from plasticity.probe import Probe
+
+
+class GradientDormancyPlugin(RecyclingPlugin):
+    """Make units new that hardly get a gradient, at regular times.
+
+    Gradients are those of the strategy's own backward passes, of the latest mini-batches before a treatment.
+
+    Args:
+        preset: "default", or "liu2025", which zeroes Adam's moments.
+        every: When: "experience", "epoch" or a number of iterations.
+        batches: In how many mini-batches gradients are collected, the latest ones.
+        probe_samples: On how many training samples the shift of outputs is measured, at most.
+        seed: Seed of the plugin's own random generator.
+        groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        **rule: Replace single values of the preset: `tau`, `gradient`, `maximum_share`, `moments`; see
+            `plasticity.methods.gradient_dormancy.GradientDormancyRule`.
+
+    Attributes:
+        history: For every treatment how many units were dormant and recycled, which, and how far outputs moved.
+
+    Raises:
+        UserError: If an argument is unknown or has no meaning.
+
+    Source: Liu et al. 2025, arXiv 2505.24061.
+    """
+
+    method = "gradient-dormancy"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        *,
+        every: Every = 1000,
+        batches: int = 16,
+        probe_samples: int = 2048,
+        seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
+        **rule: Any,
+    ) -> None:
+        self.rule = choose_rule(self, PRESETS, preset, rule)
+        check_count("batches", batches, 1)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        self.batches = batches
+        self._collected: list[tuple[int, dict[str, BatchSums]]] = []
+        self._observer = ForwardObserver(self._watching, self.groups)
+
+    def _watching(self, model: nn.Module, units: UnitGroups) -> GradientActivity:
+        return GradientActivity(model, units, before=self.rule.gradient == "before")
+
+    def treat(
+        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
+    ) -> Treatment:
+        """Recycle the units that hardly got a gradient."""
+        collected, self._collected = self._collected, []
+        totals: dict[str, BatchSums] = {}
+        for _, sums in collected:
+            for name, part in sums.items():
+                before = totals.get(name)
+                if before is None or before.values.shape != part.values.shape:
+                    totals[name] = part
+                else:
+                    totals[name] = BatchSums(before.values + part.values, before.count + part.count)
+        samples = sum(number for number, _ in collected)
+        return recycle_gradient_dormant_units(
+            model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial
+        )
+
+    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Watch the pass that comes, if a treatment is near."""
+        if not isinstance(self.every, int) or self.every - self._iterations % self.every <= self.batches:
+            self._observer.begin(strategy)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the gradients of the latest mini-batches."""
+        activity = self._observer.activity
+        if activity is not None and activity.latest:
+            self._collected = [*self._collected, (len(strategy.mb_x), activity.latest)][-self.batches :]
+            activity.clear()
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take every hook off the model."""
+        self._observer.end()
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, the latest gradients among it."""
+        gradients = [
+            (number, {name: (part.values.clone(), part.count) for name, part in sums.items()})
+            for number, sums in self._collected
+        ]
+        return {**super().state_dict(), "gradients": gradients}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._collected = [
+            (int(number), {name: BatchSums(values.clone(), int(count)) for name, (values, count) in sums.items()})
+            for number, sums in state["gradients"]
+        ]
+        self._observer = ForwardObserver(self._watching, self.groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_observer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._observer = ForwardObserver(self._watching, self.groups)
