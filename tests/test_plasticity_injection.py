@@ -324,3 +324,11 @@ def test_a_head_that_something_else_reads_is_refused_and_restored():
     assert same([model.one.weight, model.one.bias, model.two.weight], weights)
     assert not any(isinstance(module, Injection) for module in model.modules())
     assert not model.one._forward_pre_hooks and not model.two._forward_hooks
+
+
+def test_a_step_never_waits_for_the_device():
+    model = images()
+    inject_plasticity(model, torch.randn(4, 3, 5, 5))
+    model = model.to("meta")
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), (torch.randn(4, 3, 5, 5, device="meta"),), steps=2)
+    assert injection_of(model).frozen_0.device.type == "meta"
