@@ -14,6 +14,7 @@ from plasticity.errors import UserError
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
 from plasticity.methods.demon_pruning import PRESETS, DemonRule, balanced, prune_dead_units
 from plasticity.probe import Probe, output_shift
+from plasticity.removal import remove_units
 
 # --- probe -----------------------------------------------------------------------------------------------------------
 
@@ -133,6 +134,13 @@ def test_masked_units_stay_at_zero(name, make):
     assert sum(int(where.sum()) for where in zero.values()) > 10
     for n, parameter in model.named_parameters():
         assert torch.equal(parameter == 0, zero[n])
+        for key, value in optimizer.state[parameter].items():
+            assert key == "step" or not value[zero[n]].any()
+    with torch.no_grad():
+        for parameter in model.parameters():  # whatever moves weights, such as noise
+            parameter += 1
+    bound.apply()
+    assert all(torch.equal(parameter == 0, zero[n]) for n, parameter in model.named_parameters())
 
 
 @pytest.mark.parametrize("mode", ["mask", "shrink"])
@@ -150,6 +158,33 @@ def test_units_that_others_depend_on_are_masked_only_where_nothing_changes(mode)
     assert model.norm.weight[1] == model.norm.bias[1] == 0 and model.c.weight[1].all()  # LayerNorm goes on to see it
     assert not model.a.weight[4].any() and not model.b.weight[4].any() and model.b.bias[4] == 0
     assert observed(model, probe)[1] == dead[1]
+
+
+class Shortcut(nn.Module):
+    """Adds what units are to what is written for the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.c, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.stem(x))
+        return self.out(torch.relu(self.c(h) + h))
+
+
+def test_of_the_dead_units_behind_a_shortcut_those_are_masked_that_need_nothing_to_stay_so():
+    model, inputs = Shortcut(), torch.rand(12, 6)
+    with torch.no_grad():
+        model.stem.bias.fill_(5), model.c.weight.abs_()
+        model.stem.bias[2] = model.c.bias[1] = model.c.bias[2] = -50
+        model.c.weight[:, 2] = 1  # reads a unit that is dead
+    probe = Probe([(inputs,)])
+    before = probe.outputs(model)
+    assert observed(model, probe) == [[2], [1, 2]]
+    done = prune_dead_units(model, find_units(model, inputs), probe, PrunedUnits())
+    assert done.report.units == {"stem": [2], "c": [2]} and done.report.counts["left"] == 1 and "c" in done.left
+    assert torch.equal(probe.outputs(model), before)
+    assert model.c.bias[1] == -50 and not model.c.weight[2].any() and model.c.weight[:2].all()
 
 
 class PreActivation(nn.Module):
@@ -198,16 +233,31 @@ class Halves(nn.Module):
         return self.left(a) + self.right(b)
 
 
+class Ramp(nn.Module):
+    """Treats units by their place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(7, 3)
+        with torch.no_grad():
+            self.first.bias.fill_(2), self.second.bias.fill_(20)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        return self.out(torch.relu(self.second(h * torch.arange(1.0, h.shape[1] + 1))))
+
+
 @pytest.mark.parametrize(
     ("build", "shape", "dead", "stays", "goes"),
     [
         (Rigid, (9, 2, 8, 8), {"conv.bias": [1], "fc.bias": [2, 3]}, "conv", "fc"),
         (Halves, (9, 6), {"both.bias": [1]}, "both", None),
+        (Ramp, (9, 6), {"first.bias": [1], "second.bias": [2, 3]}, "first", "second"),
     ],
 )
 def test_what_cannot_be_removed_is_masked_and_named(build, shape, dead, stays, goes):
     model, inputs = silence_by_bias(build(), dead), torch.rand(shape)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     model(inputs).sum().backward()
     optimizer.step()
     silence_by_bias(model, dead)
@@ -259,6 +309,20 @@ def test_masks_follow_when_other_units_are_removed():
     other.load_state_dict(state)
     BoundPrunedUnits(other, model).apply()
     assert str(other.state_dict()) == str(state)
+
+
+def test_what_is_masked_follows_when_other_units_of_its_layer_are_removed():
+    model, units, probe, _ = setting("mlp")
+    pruned = PrunedUnits()
+    pruned.mask_readers(model, units["0"], torch.tensor([1, 3]), None)
+    pruned.mask_writers(model, units["0"], torch.tensor([1, 3]), None)
+    pruned.follow(remove_units(model, units, {"0": [0, 3]}))
+    assert pruned.units["0"].tolist() == [True, False, False, False, False, False] and pruned.removed == 2
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 1.0)
+    BoundPrunedUnits(pruned, model).apply()
+    assert model[0].bias.tolist() == [0, 1, 1, 1, 1, 1] == model[0].weight[:, 0].tolist()
+    assert model[2].weight[0].tolist() == [0, 1, 1, 1, 1, 1]
 
 
 def test_removal_makes_a_layer_smaller_and_the_outputs_are_those_of_a_network_cut_by_hand():

@@ -111,10 +111,15 @@ class Spy(SupervisedPlugin):
 
 
 def test_a_step_is_the_update_plus_noise_and_the_gradient_of_the_penalty():
+    class Killer(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            if strategy.clock.train_iterations == 2:
+                strategy.model.features[0].bias.data[DEAD] = -20  # a unit that has fired before
+
     before, plugin = Spy(), demon(every="experience", span=1.0)
     after = Spy(plugin)
     torch.manual_seed(0)
-    strategy = naive(FixedHead(), [before, plugin, after])
+    strategy = naive(FixedHead(), [Killer(), before, plugin, after])
     strategy.train(stream().train_stream[0])
     steps = 2 * 24 // 8
     assert after.strengths == [one_cycle(step, steps, 1.0) for step in range(steps)]
@@ -123,8 +128,9 @@ def test_a_step_is_the_update_plus_noise_and_the_gradient_of_the_penalty():
         for index, (one, other) in enumerate(zip(plain, noisy, strict=True)):
             moved = (other - one).flatten()
             if index < 2:  # the first layer's weight and bias: its dead units
-                assert torch.equal(one[:DEAD], other[:DEAD])
-                moved = (other - one)[DEAD:].flatten()
+                dead = DEAD if number < 2 else DEAD + 1
+                assert torch.equal(one[:dead], other[:dead])
+                moved = (other - one)[dead:].flatten()
             assert std < 1e-6 or 0 < moved.abs().max() < 5 * std  # less is lost in rounding
     moved = torch.cat([(b - a).flatten() for a, b in zip(before.rows[2], after.rows[2], strict=True)])
     moved = moved[moved != 0]
@@ -188,16 +194,23 @@ def test_a_stronger_penalty_kills_more_units():
     assert counts[0] * 2 < counts[1] <= counts[2]
 
 
-def test_units_are_judged_on_classes_in_equal_numbers():
-    class Seen(DemonPruningPlugin):
-        def treat(self, model, units, probe, optimizer, generator):
-            report = super().treat(model, units, probe, optimizer, generator)
-            seen.append((probe.samples, report.samples))
-            return report
+def test_units_are_judged_on_classes_in_equal_numbers(monkeypatch):
+    import plasticity.plugins.demon_pruning as module
 
-    seen = []
-    run([Seen(probe_samples=8, **STRONG)], FixedHead)
-    assert seen == [(16, 8)] * 6
+    seen, plain = [], module.balanced
+
+    def spy(probe, labels, size):
+        chosen = plain(probe, labels, size)
+        numbers = [(torch.cat([b[0] for b in p.batches])[:, 0] * 1000).round().int() for p in (probe, chosen)]
+        assert torch.equal((numbers[0] - 1) // 12, labels)  # 12 samples of each class, one class after the other
+        seen.append((len(numbers[0]), torch.bincount((numbers[1] - 1) // 12 % 2).tolist()))
+        return chosen
+
+    monkeypatch.setattr(module, "balanced", spy)
+    plugin = demon(probe_samples=8)
+    run([plugin], FixedHead)
+    assert seen == [(16, [4, 4])] * 6
+    assert all(entry["samples"] == 8 for entry in plugin.history)
 
 
 class Stream(nn.Module):
