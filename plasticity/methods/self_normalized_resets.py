@@ -10,7 +10,7 @@ its code, of which the counting of ages is public. Ours where the sources are si
 count as long as they were, since else thresholds could only shrink; a new unit inherits the threshold of the old one;
 and the histogram's bins grow by a tenth each, so that a threshold is at most a tenth too large.
 
-All decisions are the device's. The default looks for due units every 20 updates and makes a few of each layer new at a
+All decisions are the device's. The default looks for due units every 50 updates and makes a few of each layer new at a
 time: a unit that was due stays so, and is made new some updates later than by the preset "farias2025".
 """
 
@@ -57,8 +57,8 @@ class SelfNormalizedResetsRule:
     refresh: int = 1000
     expansion: float = 2.0
     enough: int = 50
-    check_every: int = 20
-    maximum_share: float = 0.01
+    check_every: int = 50
+    maximum_share: float = 0.02
     moments: Moments = "young"
 
     def __post_init__(self) -> None:
