@@ -181,6 +181,30 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(tmp_path):
     assert not list(tmp_path.rglob(".seed-0.partial-*"))  # … and cleared away by the next run
 
 
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "run", "permuted-digits", "--strategies", "naive", "--seeds", "2"]
+    process = subprocess.Popen([*command, "--out", str(tmp_path), "--jobs", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(partial := list(tmp_path.rglob("metrics.jsonl"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = [int(path.parent.name.rsplit("-", 1)[1]) for path in partial]
+    process.kill()
+    process.wait(timeout=60)
+    assert process.pid not in workers
+    while any(_runs(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("*/*/seed-*"))
+
+
+def _runs(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_module_of_the_users_registers_a_strategy_a_stream_and_a_model(tmp_path, capsys, monkeypatch):
     (tmp_path / "my_research.py").write_text(
         "from functools import partial\n"
