@@ -233,3 +233,24 @@ def test_a_plugin_restored_between_experiences_goes_on_bit_identically(method, w
     assert history == other_history
     assert str(state) == str(other_state)
     assert treated(plugin) > 0
+
+
+@pytest.mark.parametrize("every", [3, 5, "epoch", "experience"])
+def test_gradients_are_collected_in_the_latest_mini_batches_alone(every):
+    plugin = make("gradient-dormancy", every=every, batches=2)
+    run([plugin])
+    assert len(plugin.history) >= 2
+    assert {entry["samples"] for entry in plugin.history} == {16}
+
+
+def test_what_is_known_of_units_is_forgotten_with_their_model():
+    plugins = [make("continual-backprop"), make("self-normalized-resets")]
+    run([*plugins, GDumbPlugin(mem_size=18)])
+    starts = [plugin.history[-2]["iteration"] for plugin in plugins]
+    for plugin, start in zip(plugins, starts, strict=True):
+        state = plugin.state_dict()
+        units = state["units"] if "units" in state else state["ages"]["units"]
+        assert {known["updates"] for known in units.values()} == {plugin.history[-1]["iteration"] - start}
+    kept = make("continual-backprop")
+    run([kept], FixedHead)
+    assert {known["updates"] for known in kept.state_dict()["units"].values()} == {kept.history[-1]["iteration"]}
