@@ -155,7 +155,30 @@ VECTORS = [
         b=(16, 3),
         private="a",
     ),
-    vectors(lambda m, x: m.b(F.relu(m.a(x)) + x), name="residual input", a=(6, 6), b=(6, 3), private="a"),
+    vectors(lambda m, x: m.b(F.relu(m.a(x)) + x), name="residual input", a=(6, 6), b=(6, 3), private="", watched="a"),
+    vectors(
+        lambda m, x: m.b(F.relu(m.a(x)) + F.softmax(x, 1)),
+        name="residual mixture",
+        a=(6, 6),
+        b=(6, 3),
+        private="",
+        watched="a",
+    ),
+    vectors(
+        lambda m, x: m.c(torch.cat([F.relu(m.a(x)), x], 1) + F.pad(F.relu(m.b(x)), (0, 6))),
+        name="added to a concatenation",
+        a=(6, 6),
+        b=(6, 6),
+        c=(12, 3),
+        private="",
+        watched="a b",
+    ),
+    vectors(
+        lambda m, x: m.b(F.relu(m.a(x)) * torch.sigmoid(x)), name="scaled by the input", a=(6, 6), b=(6, 3), private="a"
+    ),
+    vectors(
+        lambda m, x: m.b(torch.cat([F.relu(m.a(x)), x], 1)), name="beside the input", a=(6, 6), b=(12, 3), private="a"
+    ),
     vectors(
         lambda m, x: m.c((h := F.relu(m.a(x))) + F.relu(m.b(h))),
         name="residual",

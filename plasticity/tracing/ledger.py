@@ -80,6 +80,7 @@ class Ledger:
         self._clock: dict[int, int] = {}
         self._held: dict[int, list[Value]] = {}
         self._alive: list[torch.UntypedStorage] = []
+        self._data: dict[int, torch.UntypedStorage] = {}
 
     # --- units -------------------------------------------------------------------------------------------------
 
@@ -152,6 +153,17 @@ class Ledger:
         self._values[key] = (value if value is not None else Value(()), self._clock[number])
         if value is not None:
             self._held[number].append(value)
+
+    def holds_data(self, tensor: Tensor) -> bool:
+        """Return whether a tensor depends on the inputs of the model, through units or otherwise."""
+        memory = storage(tensor)
+        return memory is not None and memory._cdata in self._data
+
+    def mark_data(self, tensor: Tensor) -> None:
+        """Note that a tensor depends on the inputs of the model."""
+        memory = storage(tensor)
+        if memory is not None:
+            self._data[memory._cdata] = memory  # kept, so that no other memory gets its number
 
     def overwritten(self, tensor: Tensor) -> None:
         """Note that an operation has written to a tensor in place: other views of its memory are out of date."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from plasticity.tracing.labels import Plane, Value, overlay
+from plasticity.tracing.labels import Plane, Value, compact, overlay
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.operations import RULES, Operation, merged_norms, mix, rule, tensors
 
@@ -77,12 +78,42 @@ def pointwise(ledger: Ledger, operation: Operation) -> None:
     values = operation.before
     if operation.name in ("copy", "fill"):  # in place: what was there before is gone
         values = [None, *operation.before[1:]]
+    _combined_with_data(ledger, operation, values)
     norms = merged_norms(values)
     for result in operation.results:
         planes = [
             torch.broadcast_to(plane, result.shape) for value in values if value is not None for plane in value.planes
         ]
         ledger.record(result, Value(overlay(planes), norms))
+
+
+_SCALES = {"mul", "div", "copy", "fill", "masked_fill"}
+
+
+def _combined_with_data(ledger: Ledger, operation: Operation, values: Sequence[Value | None]) -> None:
+    """Let units escape that are added to something else that depends on the input: they share their columns with it.
+
+    A product is another matter: what a unit is scaled by is not seen past the unit.
+    """
+    if operation.name in _SCALES:
+        return
+    for i, (tensor, value) in enumerate(zip(operation.inputs, values, strict=True)):
+        others = [other for k, other in enumerate(values) if k != i and other is not None]
+        if not others or not ledger.holds_data(tensor):
+            continue
+        shape = torch.broadcast_shapes(tensor.shape, *(plane.shape for other in others for plane in other.planes))
+        alone = torch.ones((), dtype=torch.bool)
+        for plane in value.planes if value is not None else ():
+            alone = alone & (compact(plane) == 0)
+        if not bool(alone.any()):
+            continue
+        for other in others:
+            for plane in other.planes:
+                labels = torch.where(
+                    alone, compact(plane) if alone.dim() == 0 else torch.broadcast_to(plane, shape), 0.0
+                )
+                found = torch.unique(labels).to(torch.int64)
+                ledger.escape(found[found > 0], f"{operation.place()} combines it with something that is no unit")
 
 
 # Of what PyTorch tags as pointwise, whatever is not named in a rule is; these it does not tag.

@@ -87,6 +87,9 @@ class _Operators(TorchDispatchMode):
                 given = args[position] if position < len(args) else kwargs.get(declared.name)
                 for tensor in rules.tensors(given):
                     ledger.overwritten(tensor)
+        if any(ledger.holds_data(tensor) for tensor in inputs):
+            for output in operation.results:
+                ledger.mark_data(output)
         if any(value is not None for value in before) or rule in rules.WRITERS:
             rule(ledger, operation)
         else:
@@ -231,6 +234,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
     with preserved(model), _followed(tracer, model), torch.enable_grad(), uncompiled():
         inputs = example if isinstance(example, tuple) else (example,)
         inputs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        for tensor in rules.tensors(inputs):
+            ledger.mark_data(tensor)
         try:
             with _Operators(tracer), _Functions(tracer):
                 output = model(*inputs)
