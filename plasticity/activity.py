@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -63,13 +63,16 @@ class Activity:
     """
 
     def __init__(
-        self, model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool = False, features: int = 0
+        self, model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool | Collection[str] = False, features: int = 0
     ) -> None:
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise UserError("the replicas of DataParallel cannot be watched; use one device or DistributedDataParallel")
         self.model = unwrap(model)
         self.units = units if isinstance(units, UnitGroups) else UnitGroups(units)
-        self._inputs, self._features = inputs, features
+        writers = {write.layer for group in self.units for write in group.writes}
+        self._inputs = (writers if inputs else set()) if isinstance(inputs, bool) else writers & set(inputs)
+        self._asked_for_inputs = inputs is not False
+        self._features = features
         self._hooks: ExitStack | None = None
         self._mode: _FunctionCalls | None = None
         self._modules: list[str] = []
@@ -108,7 +111,7 @@ class Activity:
         Raises:
             UserError: If `inputs=True` was not asked for.
         """
-        if not self._inputs:
+        if not self._asked_for_inputs:
             raise UserError("input means are collected only by watch(..., inputs=True)")
         return {name: total / count for name, (total, count) in self._input_sums.items()}
 
@@ -118,7 +121,7 @@ class Activity:
         Raises:
             UserError: If `inputs=True` was not asked for.
         """
-        if not self._inputs:
+        if not self._asked_for_inputs:
             raise UserError("input minima are collected only by watch(..., inputs=True)")
         return dict(self._input_minima)
 
@@ -169,9 +172,8 @@ class Activity:
             after(stack, modules[name], self._popper(name), always_call=True)
         for name in self._by_output:
             after(stack, modules[name], self._output_hook(name))
-        if self._inputs:
-            for name in {write.layer for group in self.units for write in group.writes}:
-                before(stack, layer(root, name), self._input_hook(name))
+        for name in self._inputs:
+            before(stack, layer(root, name), self._input_hook(name))
         if self._features:
             for name in self.units.outputs:
                 if name in modules:
@@ -309,7 +311,7 @@ def _unit_dim(module: nn.Module) -> int:
 
 @contextmanager
 def watch(
-    model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool = False, features: int = 0
+    model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool | Collection[str] = False, features: int = 0
 ) -> Iterator[Activity]:
     """Collect statistics of hidden units over every forward pass of a model inside the block.
 
@@ -320,7 +322,7 @@ def watch(
     Args:
         model: The network.
         units: Groups from `find_units`, or made by hand.
-        inputs: Also collect the mean input of every writing layer, see `Activity.input_means`.
+        inputs: Also collect the mean input of every writing layer, see `Activity.input_means`, or of those named.
         features: Also keep up to this many rows of the penultimate representation, see `Activity.features`.
 
     Yields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ class Probe:
             return self._run(model)
 
     def watch(
-        self, model: nn.Module, units: UnitGroups, *, inputs: bool = False, features: int = 0
+        self, model: nn.Module, units: UnitGroups, *, inputs: bool | Collection[str] = False, features: int = 0
     ) -> tuple[Activity, Tensor]:
         """Run the model in eval mode over the probe and return what its units did, and its outputs."""
         with _evaluating(model), watch(model, units, inputs=inputs, features=features) as activity:

@@ -114,14 +114,21 @@ def strip_dead_units(
     dead: dict[str, Tensor] = {}
     before: Tensor | None = None
     connections, rounds = masks.removed(), 0
+    collected: bool | set[str] = rule.score != "signed_weight"
     for attempt in range(rule.rounds + 1):
-        activity, outputs = probe.watch(model, units, inputs=rule.score != "signed_weight")
+        activity, outputs = probe.watch(model, units, inputs=collected)
         dead = {name: dead_units(stat) for name, stat in activity.statistics().items() if stat.count}
         if before is None:
             before, first_dead = outputs, dead
         counts = torch.stack([mask.sum() for mask in dead.values()]).tolist() if dead else []
         if attempt == rule.rounds or rule.fraction == 0 or not any(counts):
             break
+        if collected is not False:  # later rounds need the inputs of those layers only whose units are dead
+            collected = {
+                write.layer for name, count in zip(dead, counts, strict=True) if count for write in units[name].writes
+            }
+            if not collected <= set(activity.input_means()):
+                activity, _ = probe.watch(model, units, inputs=collected)
         inputs = _layer_inputs(activity, rule)
         changed = False
         for (name, mask), count in zip(dead.items(), counts, strict=True):
@@ -252,7 +259,11 @@ def select_connections(
     remaining = masks.kept(model, write.layer).reshape(len(weight), -1)[picked] & (values != 0) & (rows >= 0)[:, None]
     score = values if values.dtype in (torch.float32, torch.float64) else values.float()
     if rule.score != "signed_weight":
-        assert inputs is not None
+        if inputs is None:
+            raise UserError(
+                f"the inputs of layer '{write.layer}' cannot be seen, since its weight is used without calling it; "
+                'strip by score="signed_weight"'
+            )
         score = score * _sign_behind(model, write, picked).to(score.dtype)[:, None]
         mean = _inputs_of_rows(module, weight, picked, inputs.mean)
         if rule.score == "signed_contribution" or inputs.signed:
