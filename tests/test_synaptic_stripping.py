@@ -385,22 +385,3 @@ def test_an_empty_probe_is_refused():
     model, x = sick(PROBLEMS["mlp"], 0)
     with pytest.raises(UserError, match="no training mini-batch"):
         strip_dead_units(model, find_units(model, x), Probe([]), Masks())
-
-
-def test_a_layer_that_is_not_called_is_stripped_by_weight_or_refused_in_words():
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 2)
-
-        def forward(self, x):
-            return self.b(torch.relu(nn.functional.linear(x, self.a.weight, self.a.bias)))
-
-    model, x = Functional(), torch.rand(20, 4)
-    with torch.no_grad():
-        model.a.weight[0] = -1
-        model.a.bias.fill_(0.5)
-    with pytest.raises(UserError, match="cannot be seen"):
-        strip(model, x, DEFAULT)
-    report, _ = strip(model, x, replace(DEFAULT, score="signed_weight"))
-    assert report.counts["dead"] == report.counts["revived"] == 1
