@@ -374,3 +374,12 @@ def test_experience_tensors_apply_the_transformations_of_evaluation():
     assert found.tasks is not None and not found.tasks.any()
     assert experience_tensors(stream.streams["test"][0]).tasks is None
     assert experience_tensors(without_task_labels()[0]).tasks is None
+
+
+def test_the_bare_loop_learns_what_naive_learns():
+    from benchmarks.bare_loop import bare_loop
+
+    threads = torch.get_num_threads()
+    seconds, late = bare_loop("split-digits", experiences=5)
+    torch.set_num_threads(threads)
+    assert seconds > 0 and late > 0.9
