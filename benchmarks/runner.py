@@ -42,12 +42,12 @@ def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], p
         UserError: If a run is impossible, or there is a finished one with other settings in its place.
     """
     todo = [run for run in runs if not _finished(run, out)]
-    for run in todo:
-        _prepare(out / run.folder.parent)
     if todo:
         from benchmarks.training import check
 
         check(todo[0])
+    for run in todo:
+        _prepare(out / run.folder.parent)
     with progress:
         progress.found(len(runs) - len(todo), len(runs))
         if jobs == 1 or len(todo) <= 1:
