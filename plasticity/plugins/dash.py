@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from plasticity.errors import UserError
 from plasticity.methods.dash import DASHRule, descent_direction, shrink_by_direction
 from plasticity.methods.parameters import Entry
+from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 
 
@@ -44,13 +45,9 @@ class DASHPlugin(WholeWeightPlugin):
     method = "dash"
 
     def __init__(self, *, batch_size: int | None = None, probe_samples: int = 2048, seed: int = 0, **rule: Any) -> None:
-        unknown = sorted(set(rule) - set(DASHRule.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(DASHRule.__dataclass_fields__)
-            raise UserError(f"DASHPlugin has no argument {unknown[0]!r}; there are: {known}")
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-        self.rule = DASHRule(**rule)
+        self.rule = change_rule(self, DASHRule(), rule)
         super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed)
         self.batch_size = batch_size
         self._strategy: Any = None  # while it treats

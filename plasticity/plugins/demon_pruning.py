@@ -30,10 +30,10 @@ from plasticity.methods.demon_pruning import (
     prune_dead_units,
 )
 from plasticity.methods.treatment import Treatment
+from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.observing import ForwardObserver
-from plasticity.plugins.recycling import choose_rule
 from plasticity.probe import Probe, RecentInputs
 from plasticity.schedules import one_cycle
 from plasticity.units import find_units

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from plasticity.errors import UserError
 from plasticity.methods.fire import FIRERule, fire
 from plasticity.methods.parameters import Entry
+from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 
 
@@ -35,11 +35,7 @@ class FIREPlugin(WholeWeightPlugin):
     method = "fire"
 
     def __init__(self, *, probe_samples: int = 2048, **rule: Any) -> None:
-        unknown = sorted(set(rule) - set(FIRERule.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(FIRERule.__dataclass_fields__)
-            raise UserError(f"FIREPlugin has no argument {unknown[0]!r}; there are: {known}")
-        self.rule = FIRERule(**rule)
+        self.rule = change_rule(self, FIRERule(), rule)
         super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples)
 
     @property

@@ -14,9 +14,10 @@ from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dorma
 from plasticity.methods.recycling import check_count
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.watching import BatchSums, GradientActivity
+from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
 from plasticity.plugins.observing import ForwardObserver
-from plasticity.plugins.recycling import RecyclingPlugin, choose_rule
+from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.probe import Probe
 
 

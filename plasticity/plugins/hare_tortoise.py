@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
 from plasticity.methods.parameters import total_norm
+from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.steps import StepPlugin, keep_masks
 
 
@@ -43,11 +43,7 @@ class HareTortoisePlugin(StepPlugin):
 
     def __init__(self, **rule: Any) -> None:
         super().__init__()
-        unknown = sorted(set(rule) - set(HareTortoiseRule.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(HareTortoiseRule.__dataclass_fields__)
-            raise UserError(f"HareTortoisePlugin has no argument {unknown[0]!r}; there are: {known}")
-        self.rule = HareTortoiseRule(**rule)
+        self.rule = change_rule(self, HareTortoiseRule(), rule)
         self.tortoise = Tortoise()
         self.model_is_tortoise = False
         self._iterations = 0

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.masks import Masks
 from plasticity.methods.recycling import initial_values, skipped_groups
@@ -70,18 +69,3 @@ def keep_removed(strategy: Any) -> None:
         masks = getattr(plugin, "masks", None)
         if isinstance(masks, Masks):
             masks.apply(strategy.model)
-
-
-def choose_rule(plugin: object, presets: Mapping[str, Rule], preset: str, changes: Mapping[str, Any]) -> Rule:
-    """Return a preset with some of its values replaced.
-
-    Raises:
-        UserError: If the preset or a value's name is unknown, or a value has no meaning.
-    """
-    if preset not in presets:
-        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets)}")
-    known = list(getattr(presets[preset], "__dataclass_fields__", {}))
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
-        raise UserError(f"{type(plugin).__name__} has no argument {unknown[0]!r}; there are: {', '.join(known)}")
-    return type(presets[preset])(**{**vars(presets[preset]), **changes})

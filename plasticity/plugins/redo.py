@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.redo import PRESETS, recycle_dormant_units
 from plasticity.methods.treatment import Treatment
+from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
-from plasticity.plugins.recycling import RecyclingPlugin, choose_rule
+from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.probe import Probe
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.self_normalized_resets import PRESETS, SILENT_ACTIVATIONS, SelfNormalizedResets
 from plasticity.methods.watching import MagnitudeActivity
-from plasticity.plugins.recycling import choose_rule
+from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.stepwise import StepwisePlugin
 
 

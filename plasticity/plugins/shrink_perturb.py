@@ -18,6 +18,7 @@ from plasticity.methods.shrink_perturb import (
     shrink_and_perturb,
     shrink_and_perturb_step,
 )
+from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.steps import Parts, keep_masks
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 
@@ -66,11 +67,8 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         if preset is not None and (preset not in PRESETS or chosen.variant != variant):
             fitting = ", ".join(name for name, one in PRESETS.items() if one.variant == variant)
             raise UserError(f"unknown preset {preset!r} for variant {variant!r}; there are: {fitting or 'none'}")
-        unknown = sorted(set(rule) - set(ShrinkPerturbRule.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(name for name in ShrinkPerturbRule.__dataclass_fields__ if name != "variant")
-            raise UserError(f"ShrinkPerturbPlugin has no argument {unknown[0]!r}; there are: {known}")
-        self.rule = replace(chosen, variant=variant, **rule)  # type: ignore[arg-type]  # checked by the rule
+        chosen = replace(chosen, variant=variant)  # type: ignore[arg-type]  # checked by the rule
+        self.rule = change_rule(self, chosen, rule, hidden=("variant",))
         super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed)
         if variant != "experience":
             self.method = f"shrink-perturb-{variant}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plasticity.errors import UserError
 from plasticity.methods.parameters import ALL_KINDS, Entry, trainable
 from plasticity.methods.spectral_regularization import (
     SpectralRule,
@@ -16,6 +16,7 @@ from plasticity.methods.spectral_regularization import (
     spectral_penalty,
     start_vector,
 )
+from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.penalty import PenaltyPlugin
 
 
@@ -42,12 +43,9 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
     method = "spectral-regularization"
 
     def __init__(self, strength: float = SpectralRule.strength, *, seed: int = 0, **rule: Any) -> None:
-        unknown = sorted(set(rule) - set(SpectralRule.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(SpectralRule.__dataclass_fields__)
-            raise UserError(f"SpectralRegularizationPlugin has no argument {unknown[0]!r}; there are: {known}")
+        chosen = change_rule(self, SpectralRule(), rule)
         super().__init__(strength)
-        self.rule = SpectralRule(self.strength, **rule)
+        self.rule = replace(chosen, strength=self.strength)
         self.vectors: dict[str, Tensor] = {}
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
 

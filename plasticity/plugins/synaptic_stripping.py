@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.methods.treatment import Treatment
+from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.probe import Probe
 
@@ -58,16 +57,10 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         groups: Iterable[UnitGroup] | None = None,
         **rule: Any,
     ) -> None:
-        if preset not in PRESETS:
-            raise UserError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+        self.rule = choose_rule(self, PRESETS, preset, rule)
         if every is None:
             every = "epoch" if preset == "whitaker2023" else "experience"
         super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
-        unknown = sorted(set(rule) - set(PRESETS[preset].__dataclass_fields__))
-        if unknown:
-            known = ", ".join(PRESETS[preset].__dataclass_fields__)
-            raise UserError(f"SynapticStrippingPlugin has no argument {unknown[0]!r}; there are: {known}")
-        self.rule = replace(PRESETS[preset], **rule)
         self.masks = Masks()
         self._model: weakref.ref[nn.Module] | None = None
         self._bound: BoundMasks | None = None

@@ -1,0 +1,40 @@
+"""Arguments of plugins that replace single values of a method's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from plasticity.errors import UserError
+
+Rule = TypeVar("Rule")
+
+
+def change_rule(plugin: object, rule: Rule, changes: Mapping[str, Any], *, hidden: tuple[str, ...] = ()) -> Rule:
+    """Return a rule with some of its values replaced.
+
+    Args:
+        plugin: The plugin whose arguments they are, for the message.
+        rule: A dataclass.
+        changes: New values by name.
+        hidden: Values that are not offered by name.
+
+    Raises:
+        UserError: If a value's name is unknown, or a value has no meaning.
+    """
+    known = [name for name in getattr(rule, "__dataclass_fields__", {}) if name not in hidden]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise UserError(f"{type(plugin).__name__} has no argument {unknown[0]!r}; there are: {', '.join(known)}")
+    return type(rule)(**{**vars(rule), **changes})
+
+
+def choose_rule(plugin: object, presets: Mapping[str, Rule], preset: str, changes: Mapping[str, Any]) -> Rule:
+    """Return a preset with some of its values replaced.
+
+    Raises:
+        UserError: If the preset or a value's name is unknown, or a value has no meaning.
+    """
+    if preset not in presets:
+        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets)}")
+    return change_rule(plugin, presets[preset], changes)
