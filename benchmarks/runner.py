@@ -169,7 +169,7 @@ def _without_warnings_of_avalanche() -> Iterator[None]:
             show(message, category, filename, *rest)
 
     with warnings.catch_warnings():
-        warnings.showwarning = show_others  # type: ignore[assignment]
+        warnings.showwarning = show_others  # type: ignore[assignment]  # that is how it is replaced
         yield
 
 

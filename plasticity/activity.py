@@ -203,7 +203,7 @@ class Activity:
         self._modules = [""]
         if self._by_function:
             self._mode = _FunctionCalls(self)
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._leave_forward()
@@ -212,7 +212,7 @@ class Activity:
         self._modules = []
         if self._mode is not None:
             mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def _pusher(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
