@@ -1,13 +1,17 @@
-"""The command line: `python -m benchmarks list | run | compare`."""
+"""The command line: `python -m benchmarks list | run | tune | compare`."""
 
 import argparse
+import json
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from benchmarks.runner import RunError, import_modules, run_all
 from plasticity.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.settings import RunSettings
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,25 +34,17 @@ def _count(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
-    commands = main.add_subparsers(dest="command", required=True, metavar="{list,run,compare}", parser_class=_Parser)
+    commands = main.add_subparsers(dest="command", required=True, metavar="{list,run,tune,compare}", parser_class=_Parser)
 
     listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
     run = commands.add_parser("run", help="train strategies on a benchmark; finished runs are not run again")
-    run.add_argument("benchmark", metavar="BENCHMARK", help="a name that `list` shows")
-    run.add_argument("--strategies", required=True, metavar="A,B,C", help="names that `list` shows; + combines them")
     run.add_argument("--seeds", type=_count, required=True, metavar="N", help="run seeds 0 to N-1")
-    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
-    run.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
-    run.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
-    run.add_argument("--experiences", type=_count, metavar="N", help="length of the stream")
-    run.add_argument("--epochs", type=_count, metavar="N", help="passes over each experience")
-    run.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
-    run.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads of each run (default: 1)")
-    run.add_argument("--scenario", metavar="S", help="class, task or domain, where the benchmark has it")
-    run.add_argument("--model", metavar="NAME", help="another network")
-    run.add_argument("--batch-size", type=_count, metavar="N", help="samples of new data in a mini-batch")
-    run.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
-    for command in (listing, run):
+    run.add_argument("--tuned", type=Path, metavar="FILE", help="what `tune` wrote: run the best configurations")
+    tune = commands.add_parser("tune", help="try every method's configurations on seeds that `run` does not use")
+    tune.add_argument("--seeds", type=_count, default=1, metavar="N", help="how many tuning seeds (default: 1)")
+    for command in (run, tune):
+        _add_run_arguments(command)
+    for command in (listing, run, tune):
         command.add_argument(
             "--import",
             dest="modules",
@@ -62,6 +58,24 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--format", default="table", metavar="F", help="table, csv, json or html (default: table)")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of printing")
     return main
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("benchmark", metavar="BENCHMARK", help="a name that `list` shows")
+    command.add_argument(
+        "--strategies", required=True, metavar="A,B,C", help="names that `list` shows; + combines them; or all"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
+    command.add_argument("--experiences", type=_count, metavar="N", help="length of the stream")
+    command.add_argument("--epochs", type=_count, metavar="N", help="passes over each experience")
+    command.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
+    command.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads of each run (default: 1)")
+    command.add_argument("--scenario", metavar="S", help="class, task or domain, where the benchmark has it")
+    command.add_argument("--model", metavar="NAME", help="another network")
+    command.add_argument("--batch-size", type=_count, metavar="N", help="samples of new data in a mini-batch")
+    command.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -81,18 +95,26 @@ def _list(arguments: argparse.Namespace) -> None:
     print(f"models: {', '.join(MODELS)}")
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _names(arguments: argparse.Namespace) -> list[str]:
+    """Import the user's modules and return the strategies asked for."""
     import_modules(arguments.modules)
-    from benchmarks.progress import Progress
-    from benchmarks.settings import resolve
-    from strategies import parse
+    from strategies import STRATEGIES, parse
 
     names = [name for name in arguments.strategies.split(",") if name]
+    if names == ["all"]:
+        names = list(STRATEGIES)
     if not names:
         raise UserError("--strategies names none")
     for name in names:
         parse(name)
-    runs = [
+    return list(dict.fromkeys(names))
+
+
+def _runs(arguments: argparse.Namespace, names: list[str], seeds: range) -> "list[RunSettings]":
+    from benchmarks.settings import resolve
+
+    device = _device(arguments.device)
+    return [
         resolve(
             arguments.benchmark,
             name,
@@ -103,16 +125,46 @@ def _run(arguments: argparse.Namespace) -> None:
             learning_rate=arguments.learning_rate,
             batch_size=arguments.batch_size,
             epochs=arguments.epochs,
-            device=_device(arguments.device),
+            device=device,
             threads=arguments.threads,
             data=arguments.data,
         )
-        for name in dict.fromkeys(names)
-        for seed in range(arguments.seeds)
+        for name in names
+        for seed in seeds
     ]
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from benchmarks.progress import Progress
+
+    names = _names(arguments)
+    if arguments.tuned is not None:
+        from benchmarks.tuning import read_tuned, tuned_name
+
+        best = read_tuned(arguments.tuned, arguments.benchmark)
+        names = [tuned_name(name, best) for name in names]
+    runs = _runs(arguments, names, range(arguments.seeds))
     done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
     there = f", {len(runs) - done} were there already" if done < len(runs) else ""
     print(f"{done} runs done{there}; compare them with: python -m benchmarks compare {arguments.out}")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from benchmarks.progress import Progress
+    from benchmarks.tuning import FIRST_SEED, MEASURE, choose, configurations
+
+    tried = configurations(_names(arguments))
+    names = list(dict.fromkeys(name for options in tried.values() for name in options))
+    runs = _runs(arguments, names, range(FIRST_SEED, FIRST_SEED + arguments.seeds))
+    run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
+    tuned = choose(tried, runs, arguments.out)
+    path = arguments.out / "tuned.json"
+    path.write_text(json.dumps(tuned, indent=1, allow_nan=False) + "\n")
+    print(f"{MEASURE.replace('_', ' ')}; * is the best configuration of its strategy")
+    for entry in tuned["strategies"].values():
+        for name, score in entry["scores"].items():
+            print(f"{score:.3f} {'*' if name == entry['best'] else ' '} {name}")
+    print(f"written: {path}; use it with: python -m benchmarks run {arguments.benchmark} --tuned {path} …")
 
 
 def _device(name: str) -> str:
@@ -146,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, or 2 for a mistake of the user's, told in one line on standard error.
     """
     warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
-    commands = {"list": _list, "run": _run, "compare": _compare}
+    commands = {"list": _list, "run": _run, "tune": _tune, "compare": _compare}
     try:
         parsed = parser().parse_args(arguments)
         commands[parsed.command](parsed)

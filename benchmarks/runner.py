@@ -45,7 +45,7 @@ def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], p
     if todo:
         from benchmarks.training import check
 
-        check(todo[0])
+        check(todo)
     for run in todo:
         _prepare(out / run.folder.parent)
     with progress:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,37 @@ Log = Callable[[str, float | None], None]
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-def check(settings: RunSettings) -> None:
-    """Make what a run needs and throw it away, so that a mistake shows before hours of training.
+def check(runs: Sequence[RunSettings]) -> None:
+    """Make what runs on one benchmark need and throw it away, so that a mistake shows before hours of training.
 
     Raises:
         UserError: If the settings are impossible or data are missing.
     """
+    settings = runs[0]
     stream = get_benchmark(settings.benchmark).build(settings.stream)
-    build_model(settings.model, *stream_shape(stream, settings.stream))
+    shape = stream_shape(stream, settings.stream)
+    example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
+    for settings in {run.strategy: run for run in runs}.values():
+        _make(settings, lambda: build_model(settings.model, *shape), example)
+
+
+def _make(
+    settings: RunSettings, build: Callable[[], nn.Module], example: tuple[Tensor, ...]
+) -> tuple[nn.Module, torch.optim.Optimizer, list[Any]]:
+    """Make a run's network, optimizer and plugins."""
+
+    def network() -> nn.Module:
+        return change_network(settings.strategy, build(), example).to(settings.device)
+
+    model = network()
+    optimizer = choose_optimizer(
+        settings.strategy, list(model.parameters()), settings.optimizer, settings.learning_rate
+    )
+    if optimizer is None:
+        # One kernel for all parameters: small networks spend a third of a step in the optimizer otherwise.
+        optimizer = _OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate, fused=True)
+    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
+    return model, optimizer, build_plugins(settings.strategy, context)
 
 
 def train(settings: RunSettings, metrics: Path, progress: Report = lambda experience: None) -> dict[str, Any]:
@@ -63,16 +86,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
 
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
 
-    def network() -> nn.Module:
-        return change_network(settings.strategy, build_model(settings.model, *shape), example).to(device)
-
-    model = network()
-    optimizer = choose_optimizer(settings.strategy, list(model.parameters()), settings.learning_rate)
-    if optimizer is None:
-        # One kernel for all parameters: small networks spend a third of a step in the optimizer otherwise.
-        optimizer = _OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate, fused=True)
-    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
-    plugins = build_plugins(settings.strategy, context)
+    model, optimizer, plugins = _make(settings, lambda: build_model(settings.model, *shape), example)
     with JSONLinesLogger(metrics) as logger:
         strategy = Naive(
             model=model,
@@ -100,13 +114,14 @@ def _run(
     size = len(tests)
     matrix: list[list[float | None]] = []
     units: list[dict[str, Any]] = []
-    seconds = 0.0
+    seconds = process_seconds = 0.0
     for index, experience in enumerate(stream.train_stream):
-        start = time.perf_counter()
+        start, process_start = time.perf_counter(), time.process_time()
         strategy.train(experience)
         if strategy.device.type == "cuda":
             torch.cuda.synchronize(strategy.device)
         seconds += time.perf_counter() - start
+        process_seconds += time.process_time() - process_start
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
         asked = [index] if fresh and index < size - 1 else range(index + 1)
         row: list[float | None] = [None] * size
@@ -133,6 +148,7 @@ def _run(
             **{name: units[-1][name] for name in ("dead_fraction", "dormant_fraction", "effective_rank")},
         },
         "seconds": seconds,
+        "process_seconds": process_seconds,
     }
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from strategies.builtin import plugin
 from strategies.registry import Context, register
 
 if TYPE_CHECKING:
@@ -16,14 +17,23 @@ def _nothing_else(context: Context) -> "list[SupervisedPlugin[Any]]":
     return []
 
 
-def upgd(parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-    """UPGD, which steps as plain gradient descent does: at ten times the rate, since benchmarks' rates suit Adam."""
+def upgd(
+    parameters: list[nn.Parameter], kind: str, learning_rate: float, *, rate: float | None = None, **options: Any
+) -> Optimizer:
+    """UPGD, which steps as plain gradient descent does.
+
+    Args:
+        parameters: What to train.
+        kind: The benchmark's optimizer.
+        learning_rate: Its step size.
+        rate: Step size in units of it; None: 10 where it is one of Adam's, else 1.
+        **options: Arguments of `plasticity.optim.UPGD`.
+    """
     from plasticity.optim import UPGD
 
-    return UPGD(parameters, lr=10 * learning_rate, seed=torch.initial_seed() % 2**63)
-
-
-register("upgd", _nothing_else, "the optimizer UPGD: protect useful weights and perturb the others", optimizer=upgd)
+    if rate is None:
+        rate = 10 if kind == "adam" else 1
+    return UPGD(parameters, **{"lr": rate * learning_rate, "seed": torch.initial_seed() % 2**63, **options})
 
 
 def layer_norm(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
@@ -33,11 +43,23 @@ def layer_norm(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     return with_layer_norm(network, example)
 
 
-def leaky_relu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    """Leaky ReLU of slope 0.01 at all hidden units."""
+def normalized(network: nn.Module, example: tuple[Any, ...], *, layer_norm: bool = True) -> nn.Module:
+    """The network of normalize-and-project, which has a normaliser before every activation (arXiv 2407.01800)."""
+    from plasticity.architecture import with_layer_norm
+
+    return with_layer_norm(network, example) if layer_norm else network
+
+
+def project(context: Context, *, normaliser_decay: float = 0.0) -> "list[SupervisedPlugin[Any]]":
+    """Weights keep their initial norms (arXiv 2407.01800)."""
+    return plugin("NormalizeAndProjectPlugin")(context, normaliser_decay=normaliser_decay)
+
+
+def leaky_relu(network: nn.Module, example: tuple[Any, ...], *, slope: float = 0.01) -> nn.Module:
+    """Leaky ReLU at all hidden units."""
     from plasticity.architecture import with_activation
 
-    return with_activation(network, example, "leaky_relu")
+    return with_activation(network, example, lambda: nn.LeakyReLU(slope))
 
 
 def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
@@ -47,16 +69,42 @@ def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     return with_crelu(network, example)
 
 
+def plasticity_injection(context: Context, *, share: float = 0.5) -> "list[SupervisedPlugin[Any]]":
+    """A new head in the course of the stream, with the old one frozen (arXiv 2305.15555).
+
+    Args:
+        context: The run.
+        share: Where in the stream, from 0 to 1.
+    """
+    return plugin("PlasticityInjectionPlugin")(context, experience=max(1, int(share * context.experiences)))
+
+
+register(
+    "upgd",
+    _nothing_else,
+    "the optimizer UPGD: protect useful weights and perturb the others",
+    optimizer=upgd,
+    configurations=("", "rate=30", "rate=100", "rate=30:sigma=0.01"),
+)
+register(
+    "normalize-and-project",
+    project,
+    "layer normalisation, and weight matrices that keep their initial norms",
+    network=normalized,
+    configurations=("", "layer_norm=false", "normaliser_decay=0.01", "normaliser_decay=0.001"),
+)
 register("layer-norm", _nothing_else, "layer normalisation before every activation", network=layer_norm)
-register("leaky-relu", _nothing_else, "leaky ReLU in place of every activation", network=leaky_relu)
+register(
+    "leaky-relu",
+    _nothing_else,
+    "leaky ReLU in place of every activation",
+    network=leaky_relu,
+    configurations=("", "slope=0.05", "slope=0.1", "slope=0.3"),
+)
 register("crelu", _nothing_else, "[relu(z), relu(-z)] in narrower layers, as many parameters", network=crelu)
-
-
-def plasticity_injection(context: Context) -> "list[SupervisedPlugin[Any]]":
-    """A new head in the middle of the stream, with the old one frozen (arXiv 2305.15555)."""
-    from plasticity.plugins import PlasticityInjectionPlugin
-
-    return [PlasticityInjectionPlugin(max(1, context.experiences // 2), seed=context.seed)]
-
-
-register("plasticity-injection", plasticity_injection, "freeze the head half-way and add what a new one learns")
+register(
+    "plasticity-injection",
+    plasticity_injection,
+    "freeze the head half-way and add what a new one learns",
+    configurations=("", "share=0.1", "share=0.25", "share=0.75"),
+)

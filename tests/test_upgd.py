@@ -293,6 +293,6 @@ def test_the_strategy_takes_ten_times_the_rate_that_suits_adam_and_the_runs_seed
     torch.manual_seed(7)
     weights = parameters(torch.float32)
     torch.manual_seed(7)
-    optimizer = choose_optimizer("upgd", weights, 1e-3)
+    optimizer = choose_optimizer("upgd", weights, "adam", 1e-3)
     assert isinstance(optimizer, UPGD) and optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
     assert optimizer.state_dict()["seed"] == 7
