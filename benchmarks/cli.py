@@ -34,7 +34,8 @@ def _count(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
-    commands = main.add_subparsers(dest="command", required=True, metavar="{list,run,tune,compare}", parser_class=_Parser)
+    titles = "{list,run,tune,compare}"
+    commands = main.add_subparsers(dest="command", required=True, metavar=titles, parser_class=_Parser)
 
     listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
     run = commands.add_parser("run", help="train strategies on a benchmark; finished runs are not run again")

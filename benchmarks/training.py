@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def check(runs: Sequence[RunSettings]) -> None:
     shape = stream_shape(stream, settings.stream)
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
     for settings in {run.strategy: run for run in runs}.values():
-        _make(settings, lambda: build_model(settings.model, *shape), example)
+        _make(settings, partial(build_model, settings.model, *shape), example)
 
 
 def _make(
@@ -86,7 +87,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
 
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
 
-    model, optimizer, plugins = _make(settings, lambda: build_model(settings.model, *shape), example)
+    model, optimizer, plugins = _make(settings, partial(build_model, settings.model, *shape), example)
     with JSONLinesLogger(metrics) as logger:
         strategy = Naive(
             model=model,

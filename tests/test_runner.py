@@ -37,7 +37,7 @@ def line(capsys):
 
 def without_seconds(content):
     if isinstance(content, dict):
-        return {key: without_seconds(value) for key, value in content.items() if key != "seconds"}
+        return {key: without_seconds(value) for key, value in content.items() if key not in ("seconds", "process_seconds")}
     if isinstance(content, list):
         return [without_seconds(value) for value in content]
     return content
