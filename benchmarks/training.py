@@ -22,8 +22,10 @@ from benchmarks.streams import get_benchmark, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
 from plasticity.metrics import JSONLinesLogger
+from plasticity.plugins.base import TreatmentPlugin
 from plasticity.probe import Probe
-from strategies import Context, build_plugins, change_network, choose_optimizer
+from strategies import Context, build_plugins, change_network, choose_optimizer, parse
+from strategies.fresh import FreshNetworkPlugin
 
 PROBE_SAMPLES = 2048
 Report = Callable[[int], None]
@@ -144,6 +146,7 @@ def _run(
         "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
         "units": units,
         "treatments": _treatments(plugins),
+        "counts_treated_units": _counted(settings.strategy, plugins),
         "measures": {
             **run_measures(matrix, fresh),
             **{name: units[-1][name] for name in ("dead_fraction", "dormant_fraction", "effective_rank")},
@@ -207,6 +210,15 @@ def _treatments(plugins: list[Any]) -> list[dict[str, Any]]:
             chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
             found.append({**entry, "units": chosen})
     return found
+
+
+def _counted(name: str, plugins: list[Any]) -> bool:
+    """Say whether a strategy changes units at single times, which can be counted, or not at all."""
+    if any(strategy.optimizer is not None for strategy in parse(name)):
+        return False
+    if any(isinstance(plugin, (TreatmentPlugin, FreshNetworkPlugin)) for plugin in plugins):
+        return True
+    return not plugins and all(strategy.network is None for strategy in parse(name))
 
 
 def _seed(seed: int) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.comparison.measures import ACCURACY_MEASURES, late_experiences, run_measures
-from benchmarks.comparison.rows import plasticity_ratio, recovery
-from benchmarks.comparison.statistics import bootstrap_ratio, excludes_zero, student_interval
+from benchmarks.comparison.measures import ACCURACY_MEASURES, late_experiences, run_measures, treated_units
+from benchmarks.comparison.rows import plasticity_ratio, recovery, relative_time
+from benchmarks.comparison.statistics import bootstrap_ratio, excludes_zero, geometric_ratio, student_interval
 
 UNDEFINED = {"mean": None, "low": None, "high": None}
 
@@ -206,3 +206,68 @@ def test_plasticity_ratio():
     assert plasticity_ratio({0: 0.5, 1: 0.3, 2: 1.0}, {0: 0.8, 1: 0.8})["mean"] == pytest.approx(0.5)
     assert plasticity_ratio({0: 0.5}, {}) == UNDEFINED
     assert plasticity_ratio({0: 0.5, 1: 0.4}, {0: 0.0, 1: 0.0}) == UNDEFINED
+
+
+def stripped(experience, **units):
+    return {"experience": experience, "method": "synaptic-stripping", "units": units, "dead": 9}
+
+
+def recycled(experience, times, **units):
+    return {"experience": experience, "method": "continual-backprop", "units": units, "recycled": times}
+
+
+def whole(experience):
+    return {"experience": experience, "method": "fire", "units": {}, "entries": 1000, "parameters": 4}
+
+
+HIDDEN = [10, 10, 8, 8]  # the third experience has removed two units
+
+
+@pytest.mark.parametrize(
+    ("treatments", "counted", "fresh", "expected"),
+    [
+        ([], True, False, 0),  # naive, or a method that found nothing to do
+        ([], False, False, None),  # another optimizer or network
+        ([], True, True, 26),  # a new network three times
+        ([stripped(1, a=2, b=1), stripped(2), stripped(3, b=4)], True, False, 7),
+        ([recycled(0, 5, a=2), recycled(1, 0)], True, False, 5),  # some of the two units more than once
+        ([whole(1), whole(2), whole(3)], True, False, 10 + 10 + 8),
+        ([whole(0)], True, False, 10),
+        ([stripped(1, a=2), whole(1), recycled(1, 3, a=3)], True, False, 15),  # a combination
+        ([stripped(1, a=2)], True, True, 28),
+        ([stripped(1, a=2), {"experience": 1, "method": "l2-init", "steps": 320}], True, False, None),
+        ([{"experience": 1, "method": "shrink-perturb-step", "steps": 320}], True, False, None),
+        ([{"experience": 1, "method": "plasticity-injection", "units": {}, "frozen_parameters": 9}], True, False, None),
+        ([{"experience": 1, "method": "mine"}], True, False, None),
+        ([stripped(1, a=2)], False, False, None),
+    ],
+)
+def test_treated_units(treatments, counted, fresh, expected):
+    assert treated_units(treatments, HIDDEN, counted, fresh) == expected
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_geometric_ratio_is_scipys_on_logarithms(count):
+    generator = np.random.default_rng(count)
+    above, below = 1 + generator.random(count), 1 + generator.random(count)
+    interval = geometric_ratio(above, below)
+    logs = np.log(above / below)
+    low, high = scipy.stats.t.interval(0.95, count - 1, loc=logs.mean(), scale=scipy.stats.sem(logs))
+    assert interval["mean"] == pytest.approx(scipy.stats.gmean(above / below))
+    assert [interval["low"], interval["high"]] == pytest.approx([math.exp(low), math.exp(high)])
+    inverse = geometric_ratio(below, above)
+    assert inverse["mean"] == pytest.approx(1 / interval["mean"]) and inverse["low"] == pytest.approx(
+        1 / interval["high"]
+    )
+
+
+def test_geometric_ratio_of_nothing():
+    assert geometric_ratio(np.array([]), np.array([])) == UNDEFINED
+    assert geometric_ratio(np.array([1.0, 0.0]), np.array([1.0, 1.0])) == UNDEFINED
+    assert geometric_ratio(np.array([1.0]), np.array([0.0])) == UNDEFINED
+    assert geometric_ratio(np.array([3.0]), np.array([2.0])) == pytest.approx({"mean": 1.5, "low": None, "high": None})
+
+
+def test_relative_time_is_paired():
+    assert relative_time({0: 2.0, 1: 8.0, 5: 100.0}, {0: 1.0, 1: 2.0, 7: 1.0})["mean"] == pytest.approx(math.sqrt(8))
+    assert relative_time({0: 2.0}, {1: 2.0}) == UNDEFINED

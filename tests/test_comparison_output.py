@@ -40,7 +40,8 @@ def stored(results: Path, strategy: str, measure: str) -> np.ndarray:
 
 def test_rows_have_every_measure_of_the_contract(rows):
     contract = """average_accuracy learning_accuracy late_learning_accuracy forgetting backward_transfer
-    plasticity_ratio recovery dead_fraction dormant_fraction effective_rank seconds""".split()
+    plasticity_ratio recovery dead_fraction dormant_fraction effective_rank treated_units relative_time
+    seconds""".split()
     assert list(MEASURES) == contract == list(WORDING)
     for strategy, row in rows.items():
         assert list(row) == ["benchmark", "strategy", "seeds", *contract]
@@ -138,14 +139,47 @@ def test_table_is_aligned_and_fits_100_columns(results, rows):
     assert max(len(line) for line in lines) <= 100
     assert lines[0] == "permuted-digits" and "±" in text and "\x1b" not in text
     naive = next(line for line in lines if line.startswith("naive"))
-    assert naive.split()[:3] == ["naive", "3", f"{rows['naive']['average_accuracy']['mean']:.3f}"]
-    position = lines[2].index("accuracy") + len("accuracy")  # numbers end where their heading ends
+    assert naive.split()[:3] == ["naive", "3", f"{rows['naive']['late_learning_accuracy']['mean']:.3f}"]
+    assert naive.split()[-2:] == ["0", "1.00"]  # treated units and time
+    position = lines[2].index("learning") + len("learning")  # numbers end where their heading ends
     below = lines[lines.index(naive) + 1]
     assert re.search(r"\d$", naive[:position]) and re.search(r"±\d\.\d{3}$", below[:position])
     combination = next(index for index, line in enumerate(lines) if line.startswith("replay+"))
     assert lines[combination + 1].startswith("hyper-hypo ")
     fresh = next(line for line in lines if line.startswith("fresh"))
     assert "–" in fresh.split()
+
+
+def test_long_names_take_several_lines(tmp_path):
+    name = "synaptic-stripping-whitaker2023:every=experience:fraction=0.02+shrink-perturb-interpolate:strength=0.4"
+    for seed in range(3):
+        write_run(tmp_path, "naive", seed)
+        write_run(tmp_path, name, seed, end=0.9)
+    lines = compare(tmp_path).splitlines()
+    assert max(len(line) for line in lines) <= 100
+    first = next(index for index, line in enumerate(lines) if line.startswith("synaptic"))
+    parts = [line.split("  ")[0].strip() for line in lines[first : first + 8]]
+    assert "".join(part.split()[0] for part in parts if part) == name
+    assert "fraction=0.02+" in parts and "whitaker2023:" in parts
+
+
+def test_times_are_compared_by_the_processors_clock_where_that_is_meaningful(tmp_path):
+    def times(**settings):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for seed in range(2):
+            write_run(folder, "naive", seed, settings=settings)  # 12.5 + seed and 8 + seed seconds
+            write_run(folder, "redo", seed, settings=settings)  # 12.5 + seed and 10 + seed seconds
+        return folder, lambda: comparison_rows(read_runs(folder))[-1]["relative_time"]
+
+    folder, ratio = times()
+    assert ratio()["mean"] == pytest.approx(np.sqrt(10 / 8 * 11 / 9))
+    path = folder / "permuted-digits/redo/seed-1/result.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    del result["process_seconds"]  # one run that does not tell it: none is compared by it
+    path.write_text(json.dumps(result), encoding="utf-8")
+    assert ratio()["mean"] == pytest.approx(1.0)
+    _, ratio = times(device="cuda")
+    assert ratio()["mean"] == pytest.approx(1.0)
 
 
 def test_terminal_table_has_the_same_content(results):

@@ -224,6 +224,6 @@ def test_page_in_a_browser(page, tmp_path, width, dark):
     seen = seen_in_chromium(page, tmp_path, width, dark)
     assert seen["page"] == seen["seen"], "the page scrolls sideways"
     assert seen["drawn"] == seen["images"] == 14
-    assert (seen["scrolling"] > 0) == (width == 390)  # wide tables scroll in their own boxes
+    assert seen["scrolling"] > 0 or width > 390  # wide tables scroll in their own boxes
     ground, ink = (sum(int(part) for part in re.findall(r"\d+", seen[key])[:3]) for key in ("ground", "ink"))
     assert (ground < 150 and ink > 600) if dark else (ground > 700 and ink < 150)

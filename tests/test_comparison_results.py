@@ -54,9 +54,16 @@ def write_run(
         "accuracy_matrix": matrix,
         "learning_accuracy": [float(matrix[i][i] or 0) for i in range(experiences)],
         "units": units,
-        "treatments": [{"experience": 0, "method": strategy, "stripped": 3}],
+        "treatments": []
+        if strategy in ("naive", "fresh")
+        else [
+            {"experience": i, "method": strategy, "units": dict.fromkeys(layers, 3 + seed), "output_shift": 0.1}
+            for i in range(1, experiences)
+        ],
+        "counts_treated_units": True,
         "measures": run_measures(matrix, fresh) | measures,
         "seconds": 12.5 + seed,
+        "process_seconds": (8.0 if strategy in ("naive", "fresh") else 10.0) + seed,
     }
     config = head | {
         "settings": SETTINGS | {"experiences": experiences} | (settings or {}),
@@ -105,7 +112,8 @@ def test_runs_are_read_in_order(tmp_path):
     run = strategies["naive"][1]
     stored = json.loads((tmp_path / "permuted-digits/naive/seed-1/result.json").read_text(encoding="utf-8"))
     assert run.learning_accuracy.tolist() == stored["learning_accuracy"]
-    assert run.measures == stored["measures"] | {"seconds": 13.5}
+    others = {"seconds": 13.5, "process_seconds": 9.0, "treated_units": 0}
+    assert run.measures == stored["measures"] | others
     assert np.isnan(run.accuracy_matrix[0, 1]) and run.settings["epochs"] == 5
 
 
@@ -192,6 +200,11 @@ UNIT = {"experience": 0, "samples": 512, "layers": {}, "dead_fraction": 0.5, "do
         ({"units": [UNIT | {"effective_rank": -1}] * 6}, "units[0].effective_rank should be a number"),
         ({"treatments": [1]}, "treatments[0] should be an object"),
         ({"treatments": None}, "treatments should be of type list"),
+        ({"counts_treated_units": 1}, "counts_treated_units should be true or false"),
+        ({"treatments": [{"experience": 1, "units": {"a": -1}}]}, "treatments[0] should say how many units"),
+        ({"treatments": [{"experience": 1, "units": 3}]}, "treatments[0] should say how many units"),
+        ({"treatments": [{"experience": 6, "entries": 3}]}, "treatments[0].experience should be from 0 to 5"),
+        ({"process_seconds": "x"}, "process_seconds should be a number"),
         ({"seconds": None}, "seconds should be a number"),
         ({"seconds": -1}, "seconds should be a number"),
         ({"seconds": 10**400}, "seconds should be a number"),
@@ -208,6 +221,21 @@ def test_impossible_results(tmp_path, changes, problem):
     edit(path, **changes)
     message = error_of(tmp_path)
     assert message.startswith(f"{path}: ") and problem in message
+
+
+def test_runs_of_before_units_and_processor_time_were_counted_are_read(tmp_path):
+    for strategy, treatments, expected in (
+        ("naive", [], 0),
+        ("fresh", [], 5 * 256),
+        ("upgd", [], None),
+        ("redo", [{"experience": 3, "units": {"features.0": 4}, "recycled": 6}], 6),
+    ):
+        path = write_run(tmp_path, strategy) / "result.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        del result["counts_treated_units"], result["process_seconds"]
+        path.write_text(json.dumps(result | {"treatments": treatments}), encoding="utf-8")
+        measures = read_runs(tmp_path)["permuted-digits"][strategy][0].measures
+        assert measures["treated_units"] == expected and measures["process_seconds"] is None
 
 
 def test_measures_that_disagree_with_the_data_are_refused(tmp_path):

@@ -1,6 +1,7 @@
-"""Accuracy measures of one run, from its accuracy matrix alone."""
+"""Measures of one run: of accuracy, from its accuracy matrix alone, and of what was done to its units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -110,3 +111,48 @@ def run_measures(
         "forgetting": forgetting,
         "backward_transfer": backward_transfer,
     }
+
+
+def treated_units(
+    treatments: Sequence[Mapping[str, Any]], hidden: Sequence[int], counted: bool, fresh: bool
+) -> int | None:
+    """How many hidden units were changed between two updates, summed over all interventions of a run.
+
+    A unit counts each time. An intervention says which units it changed ("units") or how often it made units new
+    ("recycled"); one that changes whole weights ("entries") changes every hidden unit, and so does a new network. What
+    a method does besides, such as the penalty by which Demon pruning makes units die, is not counted.
+
+    Args:
+        treatments: What the plugins of the run report, with numbers of units by layer under "units".
+        hidden: T entries, how many hidden units the network had after each experience.
+        counted: Whether there is anything to count: False for strategies that only have a penalty, an optimizer or an
+            architecture of their own, or that do not report.
+        fresh: Whether every experience had a new network.
+
+    Returns:
+        The number; None unless `counted`, where an intervention does not say what it changed, and where a part of the
+        strategy acts on all weights at every step ("steps") or puts another architecture in place
+        ("frozen_parameters").
+
+    Raises:
+        ValueError: if an entry holds no number of units, or the number of an experience that there is not.
+    """
+    if not counted or any("steps" in entry or "frozen_parameters" in entry for entry in treatments):
+        return None
+    total = sum(hidden[1:]) if fresh else 0
+    for index, entry in enumerate(treatments):
+        if "entries" in entry:  # before the experience, on the network that the one before has left
+            experience = entry.get("experience")
+            if type(experience) is not int or not 0 <= experience < len(hidden):
+                raise ValueError(f"treatments[{index}].experience should be from 0 to {len(hidden) - 1}")
+            total += hidden[max(experience - 1, 0)]
+            continue
+        if "recycled" not in entry and "units" not in entry:
+            return None
+        numbers = [entry["recycled"]] if "recycled" in entry else entry["units"]
+        if isinstance(numbers, Mapping):
+            numbers = list(numbers.values())
+        if not isinstance(numbers, list) or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError(f"treatments[{index}] should say how many units it changed")
+        total += sum(numbers)
+    return total

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison.results import Comparison, Run
-from benchmarks.comparison.statistics import Interval, bootstrap_ratio, excludes_zero, student_interval, undefined
+from benchmarks.comparison.statistics import (
+    Interval,
+    bootstrap_ratio,
+    excludes_zero,
+    geometric_ratio,
+    student_interval,
+    undefined,
+)
 
 MEASURES = (
     "average_accuracy",
@@ -19,6 +26,8 @@ MEASURES = (
     "dead_fraction",
     "dormant_fraction",
     "effective_rank",
+    "treated_units",
+    "relative_time",
     "seconds",
 )
 """The measures of a row, in the order in which they are shown."""
@@ -107,11 +116,40 @@ def recovery(method: Values, naive: Values, fresh: Values) -> Interval:
     return bootstrap_ratio(values - low, loss)
 
 
+def time_measure(runs: Sequence[Run]) -> str:
+    """By which measure the times of runs are compared.
+
+    Args:
+        runs: all runs of a benchmark.
+
+    Returns:
+        "process_seconds", the processor's time, which other programs on the machine hardly change; "seconds" of the
+        clock where a run was trained on another device, which a processor waits for, or tells no other time.
+    """
+    on_processor = all(run.settings.get("device", "cpu") == "cpu" for run in runs)
+    told = all(run.measures["process_seconds"] is not None for run in runs)
+    return "process_seconds" if on_processor and told else "seconds"
+
+
+def relative_time(method: Values, naive: Values) -> Interval:
+    """Time of training over that of `naive`.
+
+    Args:
+        method: a time of training by seed.
+        naive: the same of `naive`.
+
+    Returns:
+        The geometric mean of the ratios over the seeds that both have, with Student's interval (`geometric_ratio`).
+    """
+    return geometric_ratio(*paired(method, naive))
+
+
 def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The rows of a comparison.
 
-    Means over seeds have Student's 95% interval; `plasticity_ratio` and `recovery` a paired bootstrap's. A measure that
-    is undefined in any run of a strategy is undefined for the strategy. With one seed there are no intervals.
+    Means over seeds have Student's 95% interval, `plasticity_ratio` and `recovery` a paired bootstrap's, and
+    `relative_time` one of the logarithms of ratios. A measure that is undefined in any run of a strategy is undefined
+    for the strategy. With one seed there are no intervals.
 
     Args:
         comparison: runs by benchmark and strategy.
@@ -124,6 +162,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
     for benchmark, strategies in comparison.items():
         late = {name: by_seed(runs, "late_learning_accuracy") for name, runs in strategies.items()}
         naive, fresh = late.get("naive", {}), late.get("fresh", {})
+        clock = time_measure([run for runs in strategies.values() for run in runs])
+        naive_time = by_seed(strategies.get("naive", []), clock)
         for strategy, runs in strategies.items():
             row: dict[str, Any] = {"benchmark": benchmark, "strategy": strategy, "seeds": len(runs)}
             for measure in MEASURES:
@@ -131,6 +171,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     row[measure] = plasticity_ratio(late[strategy], fresh)
                 elif measure == "recovery":
                     row[measure] = recovery(late[strategy], naive, fresh)
+                elif measure == "relative_time":
+                    row[measure] = relative_time(by_seed(runs, clock), naive_time)
                 else:
                     row[measure] = student_interval(np.array(list(by_seed(runs, measure).values())))
             rows.append(row)

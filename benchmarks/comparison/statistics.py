@@ -1,4 +1,4 @@
-"""Intervals over seeds: Student's for means, a paired bootstrap for ratios of means."""
+"""Intervals over seeds: Student's for means and for logarithms of ratios, a paired bootstrap for ratios of means."""
 
 import numpy as np
 
@@ -105,6 +105,25 @@ def bootstrap_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interva
     if np.isfinite(low) and np.isfinite(high):
         interval["low"], interval["high"] = float(low), float(high)
     return interval
+
+
+def geometric_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
+    """The geometric mean of ratios over the same seeds, with Student's 95% interval of their logarithms.
+
+    Twice and half as much average to as much; the interval is not symmetric about the estimate.
+
+    Args:
+        numerators: shape (n,), one value a seed, above 0.
+        denominators: shape (n,), the same seeds in the same order, above 0.
+
+    Returns:
+        mean, low, high; low and high are None for one seed; all are None without seeds, or where a value is 0.
+    """
+    numerators, denominators = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if not np.all(numerators > 0) or not np.all(denominators > 0):
+        return undefined()
+    logarithms = student_interval(np.log(numerators / denominators))
+    return {name: None if value is None else float(np.exp(value)) for name, value in logarithms.items()}
 
 
 def excludes_zero(interval: Interval) -> bool:

@@ -5,7 +5,13 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.comparison.measures import ACCURACY_MEASURES, UNIT_MEASURES, as_accuracy_matrix, run_measures
+from benchmarks.comparison.measures import (
+    ACCURACY_MEASURES,
+    UNIT_MEASURES,
+    as_accuracy_matrix,
+    run_measures,
+    treated_units,
+)
 
 FORMAT = 1
 FRACTIONS = ("dead", "dormant", "over_active")
@@ -114,6 +120,19 @@ def _same(first: float | None, second: float | None) -> bool:
     return math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-4)
 
 
+def _treated_units(result: dict[str, Any], fresh: bool) -> int | None:
+    treatments = field(result, "treatments", list)
+    for i, treatment in enumerate(treatments):
+        if not isinstance(treatment, dict):
+            raise ValueError(f"treatments[{i}] should be an object")
+    # Runs of before this field: naive does nothing, fresh's networks are known, others tell what they did.
+    counted = result.get("counts_treated_units", bool(treatments) or fresh or result.get("strategy") == "naive")
+    if not isinstance(counted, bool):
+        raise ValueError(f"counts_treated_units should be true or false, not {counted!r:.40}")
+    hidden = [sum(layer["size"] for layer in entry["layers"].values()) for entry in result["units"]]
+    return treated_units(treatments, hidden, counted, fresh)
+
+
 def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]:
     """Checks a run's result against the format, and its measures against the data they come from.
 
@@ -122,7 +141,7 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
         fresh: whether every experience had a new network.
 
     Returns:
-        The measures of the run by name, computed anew from the accuracy matrix and the last entry of `units`.
+        The measures of the run by name, computed anew from the data in the file.
 
     Raises:
         ValueError: if a field is absent or impossible, or a measure in the file disagrees with the data beside it.
@@ -140,11 +159,11 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
             raise ValueError(f"learning_accuracy[{i}] disagrees with the diagonal of accuracy_matrix")
     for i, entry in enumerate(units):
         _check_units(entry, i)
-    for i, treatment in enumerate(field(result, "treatments", list)):
-        if not isinstance(treatment, dict):
-            raise ValueError(f"treatments[{i}] should be an object")
     measures |= {name: units[-1].get(name) for name in UNIT_MEASURES}
+    measures["treated_units"] = _treated_units(result, fresh)
     measures["seconds"] = number(result.get("seconds"), "seconds")
+    process = result.get("process_seconds")  # early runs have none
+    measures["process_seconds"] = None if process is None else number(process, "process_seconds")
 
     stored = field(result, "measures", dict)
     for name in ACCURACY_MEASURES + UNIT_MEASURES:

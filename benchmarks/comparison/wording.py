@@ -91,10 +91,25 @@ WORDING = {
         "How many directions the last hidden representation of the probe spreads over: the exponential of the entropy "
         "of its singular values.",
     ),
+    "treated_units": Measure(
+        "treated units",
+        "treated\nunits",
+        0,
+        "How many hidden units were changed between two updates, summed over all interventions; a unit counts each "
+        "time. All units count where whole weights are changed, and in a new network. Undefined for what acts on all "
+        "weights at every step (penalties, optimizers, noise), for other architectures, and where nothing is reported.",
+    ),
+    "relative_time": Measure(
+        "time relative to naive",
+        "relative\ntime",
+        2,
+        "Time of training over that of naive on the same seeds, evaluation left out: the processor’s time where all "
+        "runs were trained on one, else the clock’s. A geometric mean of ratios.",
+    ),
     "seconds": Measure("seconds", "\nseconds", 1, "Time of training, evaluation left out."),
 }
 
-RATIOS = ("plasticity_ratio", "recovery")
+RATIOS = ("plasticity_ratio", "recovery", "relative_time")
 """Measures whose interval is not symmetric about the estimate."""
 
 
