@@ -148,7 +148,8 @@ class _Functions(TorchFunctionMode):
             module_name, module = tracer.stack[-1]
             leaf = type(module) in ACTIVATION_MODULES
             name = ACTIVATION_MODULES.get(type(module), name)
-            open_site(ledger, result, value, name, module_name, call, function=not leaf)
+            with torch._C.DisableTorchFunction(), _disable_current_modes():  # what it computes is not the model's
+                open_site(ledger, result, value, name, module_name, call, function=not leaf)
         return result
 
 
