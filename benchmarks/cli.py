@@ -88,7 +88,10 @@ def _list(arguments: argparse.Namespace) -> None:
     benchmarks = {name: benchmark.summary for name, benchmark in BENCHMARKS.items()}
     strategies = {name: strategy.summary for name, strategy in STRATEGIES.items()}
     width = max(map(len, (*benchmarks, *strategies)))
-    for title, entries in (("benchmarks", benchmarks), ("strategies (combine with +)", strategies)):
+    for title, entries in (
+        ("benchmarks", benchmarks),
+        ("strategies (combine with +; options as in redo:tau=0.1:every=200)", strategies),
+    ):
         print(f"{title}:")
         for name, summary in entries.items():
             print(f"  {name.ljust(width)}  {summary}".rstrip())

@@ -155,5 +155,11 @@ for _name, _plugins, _summary, _configurations in (
         "make units new that hardly get a gradient, every 1,000 iterations",
         _RECYCLING,
     ),
+    (
+        "adaptive",
+        plugin("AdaptivePlugin"),
+        "make dead units new where there are many, and do more only when learning falls behind",
+        ("", "dead=0.02", "fall=0.02", "every=epoch"),
+    ),
 ):
     register(_name, _plugins, _summary, configurations=_configurations)

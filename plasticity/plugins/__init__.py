@@ -1,5 +1,6 @@
 """Avalanche plugins: when a method runs; what it does stands in `plasticity.methods`."""
 
+from plasticity.plugins.adaptive import AdaptivePlugin
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.continual_backprop import ContinualBackpropPlugin
 from plasticity.plugins.dash import DASHPlugin
@@ -19,6 +20,7 @@ from plasticity.plugins.spectral_regularization import SpectralRegularizationPlu
 from plasticity.plugins.synaptic_stripping import SynapticStrippingPlugin
 
 __all__ = [
+    "AdaptivePlugin",
     "ContinualBackpropPlugin",
     "DASHPlugin",
     "DemonPruningPlugin",
