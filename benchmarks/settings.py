@@ -9,6 +9,7 @@ from benchmarks.streams import StreamSettings, get_benchmark
 from plasticity.errors import UserError
 
 FORMAT = 1
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class RunSettings:
         experiences: Length of the stream.
         scenario: Which labels and heads, see `benchmarks.streams.SCENARIOS`.
         model: Name of the network.
-        optimizer: "adam" or "sgd".
+        optimizer: One of `OPTIMIZERS`.
         learning_rate: Step size.
         batch_size: Samples of new data in a mini-batch.
         epochs: Passes over each experience.
         device: Where the network and the data are.
         threads: Threads of one run on a CPU. Sums come out different in the last digits with another number.
+        momentum: Of "sgd".
+        weight_decay: Of any optimizer, at every step: "adamw" shrinks weights by it, the others add it to the gradient.
         data: Folder of the data; not part of what a run is.
     """
 
@@ -43,6 +46,8 @@ class RunSettings:
     epochs: int
     device: str = "cpu"
     threads: int = 1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
     data: Path | None = None
 
     @property
@@ -58,6 +63,8 @@ class RunSettings:
     def config(self) -> dict[str, Any]:
         """Return the content of config.json: what the run is, and on what it ran."""
         shared = "experiences scenario model optimizer learning_rate batch_size epochs device threads".split()
+        # Left out where they are 0, as in runs of before there were such settings.
+        shared += [name for name in ("momentum", "weight_decay") if getattr(self, name)]
         return {
             "format": FORMAT,
             "benchmark": self.benchmark,
@@ -76,11 +83,14 @@ def resolve(
     experiences: int | None = None,
     scenario: str | None = None,
     model: str | None = None,
+    optimizer: str | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
     epochs: int | None = None,
     device: str = "cpu",
     threads: int = 1,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
     data: Path | None = None,
 ) -> RunSettings:
     """Fill in a benchmark's defaults; arguments as in `RunSettings`.
@@ -96,6 +106,13 @@ def resolve(
             raise UserError(f"{name} must be at least 1, not {value}")
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise UserError(f"learning rate must be above 0, not {learning_rate}")
+    optimizer = optimizer or found.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise UserError(f"unknown optimizer {optimizer!r}: there are {', '.join(OPTIMIZERS)}")
+    if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
+        raise UserError(f"momentum must lie in [0, 1), and above 0 for sgd alone, not {momentum} for {optimizer}")
+    if not 0 <= weight_decay < float("inf"):
+        raise UserError(f"weight decay must be at least 0, not {weight_decay}")
     return RunSettings(
         benchmark=benchmark,
         strategy=strategy,
@@ -103,12 +120,14 @@ def resolve(
         experiences=stream.experiences,
         scenario=stream.scenario,
         model=model or found.model,
-        optimizer=found.optimizer,
+        optimizer=optimizer,
         learning_rate=found.learning_rate if learning_rate is None else learning_rate,
         batch_size=batch_size or found.batch_size,
         epochs=epochs or found.epochs,
         device=device,
         threads=threads,
+        momentum=float(momentum),
+        weight_decay=float(weight_decay),
         data=data,
     )
 

@@ -30,7 +30,11 @@ from strategies.fresh import FreshNetworkPlugin
 PROBE_SAMPLES = 2048
 Report = Callable[[int], None]
 Log = Callable[[str, float | None], None]
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 
 def check(runs: Sequence[RunSettings]) -> None:
@@ -60,10 +64,22 @@ def _make(
         settings.strategy, list(model.parameters()), settings.optimizer, settings.learning_rate
     )
     if optimizer is None:
-        # One kernel for all parameters: small networks spend a third of a step in the optimizer otherwise.
-        optimizer = _OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.learning_rate, fused=True)
+        optimizer = _benchmark_optimizer(settings, model)
+    elif settings.momentum or settings.weight_decay:
+        raise UserError(f"{settings.strategy} has an optimizer of its own, which takes no momentum and no weight decay")
     context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
     return model, optimizer, build_plugins(settings.strategy, context)
+
+
+def _benchmark_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim.Optimizer:
+    options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    return _OPTIMIZERS[settings.optimizer](
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,  # one kernel for all parameters: small networks spend a third of a step in the optimizer otherwise
+        **options,
+    )
 
 
 def train(settings: RunSettings, metrics: Path, progress: Report = lambda experience: None) -> dict[str, Any]:
@@ -146,6 +162,7 @@ def _run(
         "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
         "units": units,
         "treatments": _treatments(plugins),
+        "parameters": sum(parameter.numel() for parameter in strategy.model.parameters()),
         "counts_treated_units": _counted(settings.strategy, plugins),
         "measures": {
             **run_measures(matrix, fresh),

@@ -24,15 +24,15 @@ def upgd(
 
     Args:
         parameters: What to train.
-        kind: The benchmark's optimizer.
+        kind: The run's optimizer.
         learning_rate: Its step size.
-        rate: Step size in units of it; None: 10 where it is one of Adam's, else 1.
+        rate: Step size in units of it; None: 10 where it is one of Adam's or AdamW's, else 1.
         **options: Arguments of `plasticity.optim.UPGD`.
     """
     from plasticity.optim import UPGD
 
     if rate is None:
-        rate = 10 if kind == "adam" else 1
+        rate = 1 if kind == "sgd" else 10
     return UPGD(parameters, **{"lr": rate * learning_rate, "seed": torch.initial_seed() % 2**63, **options})
 
 

@@ -27,6 +27,7 @@ class Context:
         epochs: Passes over each experience.
         batch_size: Samples of new data in a mini-batch.
         experiences: Length of the stream.
+        online: Whether experiences are shown a few samples at a time.
     """
 
     network: Callable[[], nn.Module]
@@ -34,6 +35,7 @@ class Context:
     epochs: int
     batch_size: int
     experiences: int
+    online: bool = False
 
 
 MakePlugins = Callable[..., "list[SupervisedPlugin[Any]]"]
@@ -78,7 +80,7 @@ def register(
         network: Changes the architecture: gets a new network and an example of its positional inputs, and returns the
             network to train.
         optimizer: Replaces the benchmark's optimizer: gets the parameters, the kind of the benchmark's optimizer
-            ("adam" or "sgd") and its learning rate.
+            ("adam", "adamw" or "sgd") and its learning rate.
         configurations: What `python -m benchmarks tune` tries, each written as options, such as
             "tau=0.1:every=200"; "": none.
 
@@ -190,7 +192,7 @@ def choose_optimizer(
     Args:
         combined: Name of a strategy, or of several combined with `+`.
         parameters: What to train.
-        kind: The benchmark's optimizer, "adam" or "sgd".
+        kind: The run's optimizer, "adam", "adamw" or "sgd".
         learning_rate: Its step size.
     """
     for strategy in parse(combined):
