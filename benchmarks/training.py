@@ -1,7 +1,6 @@
 """One run: train a strategy on a stream, and measure it after every experience."""
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,17 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
-from benchmarks.comparison.measures import run_measures
-from benchmarks.loading import ExperienceTensors, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.comparison.measures import result_measures
+from benchmarks.loading import ExperienceTensors, StreamTensors, TensorLoaderPlugin, evaluate, experience_tensors
 from benchmarks.models import build_model
+from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.settings import FORMAT, RunSettings
-from benchmarks.streams import get_benchmark, stream_shape
+from benchmarks.streams import get_benchmark, mini_experiences, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
 from plasticity.metrics import JSONLinesLogger
 from plasticity.plugins.base import TreatmentPlugin
-from plasticity.probe import Probe
+from plasticity.probe import Probe, balanced
 from strategies import Context, build_plugins, change_network, choose_optimizer, parse
 from strategies.fresh import FreshNetworkPlugin
 
@@ -67,7 +67,8 @@ def _make(
         optimizer = _benchmark_optimizer(settings, model)
     elif settings.momentum or settings.weight_decay:
         raise UserError(f"{settings.strategy} has an optimizer of its own, which takes no momentum and no weight decay")
-    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
+    online = get_benchmark(settings.benchmark).online is not None
+    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences, online)
     return model, optimizer, build_plugins(settings.strategy, context)
 
 
@@ -106,6 +107,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
 
     model, optimizer, plugins = _make(settings, partial(build_model, settings.model, *shape), example)
+    online = OnlineAccuracyPlugin()
     with JSONLinesLogger(metrics) as logger:
         strategy = Naive(
             model=model,
@@ -114,7 +116,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
             device=device,
-            plugins=[*plugins, TensorLoaderPlugin()],
+            plugins=[*plugins, online, TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(loggers=[logger], collect_all=False),
         )
 
@@ -122,25 +124,39 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
             if value is not None:
                 logger.log_single_metric(name, value, strategy.clock.train_iterations)
 
-        return _run(settings, strategy, stream, plugins, log, progress)
+        return _run(settings, strategy, stream, plugins, online, log, progress)
 
 
 def _run(
-    settings: RunSettings, strategy: Any, stream: Any, plugins: list[Any], log: Log, progress: Report
+    settings: RunSettings,
+    strategy: Any,
+    stream: Any,
+    plugins: list[Any],
+    online: OnlineAccuracyPlugin,
+    log: Log,
+    progress: Report,
 ) -> dict[str, Any]:
     fresh = "fresh" in settings.strategy.split("+")
-    tests = [experience_tensors(experience, strategy.device) for experience in stream.test_stream]
+    tests = StreamTensors(stream.test_stream, strategy.device)
+    at_a_time = get_benchmark(settings.benchmark).online
     size = len(tests)
     matrix: list[list[float | None]] = []
     units: list[dict[str, Any]] = []
-    seconds = process_seconds = 0.0
+    online_accuracy: list[float | None] = []
+    stopwatch = Stopwatch(strategy.device)
+    watch_damage(plugins, PastSamples(tests), stopwatch)
+    transferable = [False] * size if fresh else _transferable(stream, is_multi_task_module(strategy.model))
+    untrained = [
+        evaluate(strategy.model, test) if known else None for test, known in zip(tests, transferable, strict=True)
+    ]
+    before_learning: list[float | None] = []
     for index, experience in enumerate(stream.train_stream):
-        start, process_start = time.perf_counter(), time.process_time()
-        strategy.train(experience)
-        if strategy.device.type == "cuda":
-            torch.cuda.synchronize(strategy.device)
-        seconds += time.perf_counter() - start
-        process_seconds += time.process_time() - process_start
+        before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
+        shown = mini_experiences(experience, at_a_time, settings.seed) if at_a_time else [experience]
+        with stopwatch.running():
+            strategy.train(shown, eval_streams=[])
+        online_accuracy.append(online.take())
+        log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online_accuracy[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
         asked = [index] if fresh and index < size - 1 else range(index + 1)
         row: list[float | None] = [None] * size
@@ -152,7 +168,7 @@ def _run(
         for name, title in _TITLES.items():
             log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[-1][name])
         progress(index + 1)
-    return {
+    result = {
         "format": FORMAT,
         "benchmark": settings.benchmark,
         "strategy": settings.strategy,
@@ -160,17 +176,17 @@ def _run(
         "experiences": size,
         "accuracy_matrix": matrix,
         "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
+        "online_accuracy": online_accuracy,
+        "untrained_accuracy": untrained,
+        "accuracy_before_learning": before_learning,
         "units": units,
         "treatments": _treatments(plugins),
         "parameters": sum(parameter.numel() for parameter in strategy.model.parameters()),
         "counts_treated_units": _counted(settings.strategy, plugins),
-        "measures": {
-            **run_measures(matrix, fresh),
-            **{name: units[-1][name] for name in ("dead_fraction", "dormant_fraction", "effective_rank")},
-        },
-        "seconds": seconds,
-        "process_seconds": process_seconds,
+        "seconds": stopwatch.seconds,
+        "process_seconds": stopwatch.process_seconds,
     }
+    return {**result, "measures": result_measures(result, fresh)}
 
 
 _TITLES = {
@@ -183,9 +199,7 @@ _TITLES = {
 
 def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     """Judge the units of a network on a fixed probe of an experience's training samples."""
-    count = len(data.targets)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PROBE_SAMPLES].to(data.targets.device)
-    probe = Probe([_inputs(data, rows, is_multi_task_module(model)) for rows in order.split(512)])
+    probe = _probe(data, is_multi_task_module(model))
     groups = find_units(model, probe.example())
     if len(groups) == 0:
         raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
@@ -208,6 +222,13 @@ def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     }
 
 
+def _probe(data: ExperienceTensors, heads: bool) -> Probe:
+    """Choose samples, as far as possible equally many of each class, and always the same ones."""
+    order = torch.randperm(len(data.targets), generator=torch.Generator().manual_seed(0))
+    chosen = balanced(Probe([(order,)]), data.targets.cpu()[order], PROBE_SAMPLES)
+    return Probe([_inputs(data, rows.to(data.targets.device), heads) for (rows,) in chosen.batches])
+
+
 def _inputs(data: ExperienceTensors, rows: Tensor | slice, task_labels: bool) -> tuple[Tensor, ...]:
     """Return the positional inputs of a network for some samples."""
     if task_labels and data.tasks is not None:
@@ -219,13 +240,29 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _transferable(stream: Any, heads: bool) -> list[bool]:
+    """Say of each experience whether a network can know anything of it before: not of new classes or a new head."""
+
+    def classes(experience: Any) -> set[tuple[int, int]]:
+        tasks = experience.task_labels if heads else [0]
+        return {(int(task), int(label)) for task in tasks for label in experience.dataset.targets.uniques}
+
+    found: list[bool] = []
+    known: set[tuple[int, int]] = set()
+    for experience, test in zip(stream.train_stream, stream.test_stream, strict=True):
+        found.append(classes(test) <= known)
+        known |= classes(experience)
+    return found
+
+
 def _treatments(plugins: list[Any]) -> list[dict[str, Any]]:
     """Collect what the plugins report of their interventions, with numbers of units in place of their names."""
     found = []
     for plugin in plugins:
         for entry in getattr(plugin, "history", ()):
             chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
-            found.append({**entry, "units": chosen})
+            numbers = {name: _finite(value) for name, value in entry.items() if isinstance(value, float)}
+            found.append({**entry, **numbers, "units": chosen})
     return found
 
 

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.comparison.measures import ACCURACY_MEASURES, late_experiences, run_measures, treated_units
-from benchmarks.comparison.rows import plasticity_ratio, recovery, relative_time
+from benchmarks.comparison.measures import (
+    ACCURACY_MEASURES,
+    FURTHER_MEASURES,
+    UNIT_MEASURES,
+    forward_transfer,
+    late_experiences,
+    result_measures,
+    run_measures,
+    treated_units,
+)
+from benchmarks.comparison.rows import plasticity_ratio, recovery, relative_time, trainability_gap
 from benchmarks.comparison.statistics import bootstrap_ratio, excludes_zero, geometric_ratio, student_interval
 
 UNDEFINED = {"mean": None, "low": None, "high": None}
@@ -271,3 +280,94 @@ def test_geometric_ratio_of_nothing():
 def test_relative_time_is_paired():
     assert relative_time({0: 2.0, 1: 8.0, 5: 100.0}, {0: 1.0, 1: 2.0, 7: 1.0})["mean"] == pytest.approx(math.sqrt(8))
     assert relative_time({0: 2.0}, {1: 2.0}) == UNDEFINED
+
+
+def test_trainability_gap_is_the_mean_of_paired_differences():
+    method, fresh = {0: 0.5, 1: 0.6, 3: 0.1}, {0: 0.9, 1: 0.8, 2: 0.7}
+    expected = student_interval(np.array([0.9 - 0.5, 0.8 - 0.6]))
+    assert trainability_gap(method, fresh) == pytest.approx(expected)
+    assert trainability_gap(fresh, fresh)["mean"] == 0
+    assert trainability_gap(method, {}) == UNDEFINED
+
+
+def test_forward_transfer():
+    before, untrained = [None, 0.3, 0.5, 0.1], [0.2, 0.1, 0.2, 0.15]
+    assert forward_transfer(before, untrained) == pytest.approx(((0.3 - 0.1) + (0.5 - 0.2) + (0.1 - 0.15)) / 3)
+    assert forward_transfer([None], [0.1]) is None  # nothing came before
+    assert forward_transfer([None, 0.3, None], [0.1, 0.1, None]) is None  # a class or a head that is new
+    assert forward_transfer([None, 0.3], [0.1, None]) is None
+
+
+def result(size: int, seed: int, fresh: bool) -> dict:
+    generator = np.random.default_rng(seed)
+    units = [
+        {
+            "layers": {"a": {"size": 4}, "b": {"size": 6 + i}},
+            "dead_fraction": float(generator.random()),
+            "dormant_fraction": float(generator.random()),
+            "effective_rank": float(generator.random()),
+        }
+        for i in range(size)
+    ]
+    treatments = [
+        stripped(i, a=int(generator.integers(5)), b=1)
+        | {name: float(generator.random()) for name in ("output_shift", "accuracy_before", "accuracy_after")}
+        for i in range(size)
+    ]
+    for name in ("accuracy_before", "accuracy_after"):
+        del treatments[0][name]  # there is nothing learned before
+    return {
+        "strategy": "fresh" if fresh else "synaptic-stripping",
+        "accuracy_matrix": random_matrix(size, seed, fresh),
+        "units": units,
+        "treatments": treatments,
+        "counts_treated_units": True,
+        "online_accuracy": generator.random(size).tolist(),
+        "untrained_accuracy": [None if fresh else float(value) for value in generator.random(size)],
+        "accuracy_before_learning": [None if fresh else float(value) for value in generator.random(size)],
+    }
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_measures_of_a_result_equal_loops(size, fresh):
+    content = result(size, seed=size, fresh=fresh)
+    found = result_measures(content, fresh)
+    assert list(found) == [*ACCURACY_MEASURES, *UNIT_MEASURES, *FURTHER_MEASURES]
+    online = area = transfer = shift = damage = treated = 0.0
+    for i in range(size):
+        online += content["online_accuracy"][i] / size
+        area += content["units"][i]["dead_fraction"] / size
+        entry = content["treatments"][i]
+        shift += entry["output_shift"] / size
+        treated += entry["units"]["a"] + entry["units"]["b"]
+        if i > 0:
+            damage += (entry["accuracy_before"] - entry["accuracy_after"]) / (size - 1)
+            if fresh:
+                treated += 4 + 6 + i
+            else:
+                gain = content["accuracy_before_learning"][i] - content["untrained_accuracy"][i]
+                transfer += gain / (size - 1)
+    expected = slow_measures(content["accuracy_matrix"], fresh)
+    expected |= {name: content["units"][-1][name] for name in UNIT_MEASURES}
+    expected |= {
+        "average_online_accuracy": online,
+        "forward_transfer": None if size == 1 or fresh else transfer,
+        "dead_unit_area": area,
+        "output_shift": shift,
+        "accuracy_damage": None if size == 1 else damage,
+        "treated_units": treated,
+    }
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_a_diverged_network_or_an_early_run_lacks_is_undefined():
+    content = result(3, seed=0, fresh=False)
+    content["treatments"][1]["output_shift"] = None  # not finite
+    del content["online_accuracy"], content["untrained_accuracy"]
+    content["units"][-1]["effective_rank"] = None
+    found = result_measures(content, False)
+    for name in ("output_shift", "average_online_accuracy", "forward_transfer", "effective_rank"):
+        assert found[name] is None
+    assert found["accuracy_damage"] is not None and found["dead_unit_area"] is not None
+    assert result_measures(content | {"treatments": []}, False)["accuracy_damage"] is None

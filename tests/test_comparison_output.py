@@ -39,8 +39,9 @@ def stored(results: Path, strategy: str, measure: str) -> np.ndarray:
 
 
 def test_rows_have_every_measure_of_the_contract(rows):
-    contract = """average_accuracy learning_accuracy late_learning_accuracy forgetting backward_transfer
-    plasticity_ratio recovery dead_fraction dormant_fraction effective_rank treated_units relative_time
+    contract = """average_accuracy average_online_accuracy learning_accuracy late_learning_accuracy
+    trainability_gap plasticity_ratio recovery forgetting backward_transfer forward_transfer dead_fraction
+    dead_unit_area dormant_fraction effective_rank output_shift accuracy_damage treated_units relative_time
     seconds""".split()
     assert list(MEASURES) == contract == list(WORDING)
     for strategy, row in rows.items():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.comparison.measures import run_measures
+from benchmarks.comparison.measures import FURTHER_MEASURES, result_measures
 from benchmarks.comparison.results import is_fresh, read_runs
 from plasticity.errors import UserError
 
@@ -48,7 +48,6 @@ def write_run(
              "dormant_fraction": share, "over_active_fraction": 0.0, "effective_rank": 40 - 30 * share}
         )  # fmt: skip
     head = {"format": 1, "benchmark": benchmark, "strategy": strategy, "seed": seed}
-    measures = {name: units[-1][name] for name in ("dead_fraction", "dormant_fraction", "effective_rank")}
     result = head | {
         "experiences": experiences,
         "accuracy_matrix": matrix,
@@ -57,14 +56,24 @@ def write_run(
         "treatments": []
         if strategy in ("naive", "fresh")
         else [
-            {"experience": i, "method": strategy, "units": dict.fromkeys(layers, 3 + seed), "output_shift": 0.1}
+            {
+                "experience": i,
+                "method": strategy,
+                "units": dict.fromkeys(layers, 3 + seed),
+                "output_shift": 0.1 * i,
+                "accuracy_before": 0.5,
+                "accuracy_after": 0.5 - 0.01 * (i + seed),
+            }
             for i in range(1, experiences)
         ],
         "counts_treated_units": True,
-        "measures": run_measures(matrix, fresh) | measures,
+        "online_accuracy": [float(value) / 2 for value in learned],
+        "untrained_accuracy": [None if fresh or i == 0 else 0.1 for i in range(experiences)],
+        "accuracy_before_learning": [None if fresh or i == 0 else 0.1 + 0.01 * i for i in range(experiences)],
         "seconds": 12.5 + seed,
         "process_seconds": (8.0 if strategy in ("naive", "fresh") else 10.0) + seed,
     }
+    result["measures"] = result_measures(result, fresh)
     config = head | {
         "settings": SETTINGS | {"experiences": experiences} | (settings or {}),
         "environment": ENVIRONMENT if environment is None else environment,
@@ -112,8 +121,7 @@ def test_runs_are_read_in_order(tmp_path):
     run = strategies["naive"][1]
     stored = json.loads((tmp_path / "permuted-digits/naive/seed-1/result.json").read_text(encoding="utf-8"))
     assert run.learning_accuracy.tolist() == stored["learning_accuracy"]
-    others = {"seconds": 13.5, "process_seconds": 9.0, "treated_units": 0}
-    assert run.measures == stored["measures"] | others
+    assert run.measures == stored["measures"] | {"seconds": 13.5, "process_seconds": 9.0}
     assert np.isnan(run.accuracy_matrix[0, 1]) and run.settings["epochs"] == 5
 
 
@@ -204,6 +212,16 @@ UNIT = {"experience": 0, "samples": 512, "layers": {}, "dead_fraction": 0.5, "do
         ({"treatments": [{"experience": 1, "units": {"a": -1}}]}, "treatments[0] should say how many units"),
         ({"treatments": [{"experience": 1, "units": 3}]}, "treatments[0] should say how many units"),
         ({"treatments": [{"experience": 6, "entries": 3}]}, "treatments[0].experience should be from 0 to 5"),
+        ({"treatments": [{"units": {}, "output_shift": -1}]}, "treatments[0].output_shift should be a number"),
+        ({"treatments": [{"units": {}, "accuracy_after": 0.5}]}, "treatments[0] should have both accuracy_before"),
+        (
+            {"treatments": [{"units": {}, "accuracy_after": 0.5, "accuracy_before": 2}]},
+            "treatments[0].accuracy_before should be a number from 0 to 1",
+        ),
+        ({"online_accuracy": [0.5] * 5}, "online_accuracy should have 6 entries"),
+        ({"online_accuracy": None}, "online_accuracy should be of type list"),
+        ({"untrained_accuracy": [0.5] * 5 + [1.1]}, "untrained_accuracy[5] should be a number from 0 to 1"),
+        ({"accuracy_before_learning": [None] * 5 + ["x"]}, "accuracy_before_learning[5] should be a number"),
         ({"process_seconds": "x"}, "process_seconds should be a number"),
         ({"seconds": None}, "seconds should be a number"),
         ({"seconds": -1}, "seconds should be a number"),
@@ -223,23 +241,30 @@ def test_impossible_results(tmp_path, changes, problem):
     assert message.startswith(f"{path}: ") and problem in message
 
 
-def test_runs_of_before_units_and_processor_time_were_counted_are_read(tmp_path):
+def test_early_runs_that_measured_less_are_read(tmp_path):
+    later = "counts_treated_units process_seconds online_accuracy untrained_accuracy accuracy_before_learning".split()
     for strategy, treatments, expected in (
         ("naive", [], 0),
         ("fresh", [], 5 * 256),
         ("upgd", [], None),
-        ("redo", [{"experience": 3, "units": {"features.0": 4}, "recycled": 6}], 6),
+        ("redo", [{"experience": 3, "units": {"features.0": 4}, "recycled": 6, "output_shift": 0.25}], 6),
     ):
         path = write_run(tmp_path, strategy) / "result.json"
         result = json.loads(path.read_text(encoding="utf-8"))
-        del result["counts_treated_units"], result["process_seconds"]
-        path.write_text(json.dumps(result | {"treatments": treatments}), encoding="utf-8")
+        kept = {name: value for name, value in result.items() if name not in later}
+        kept["measures"] = {name: value for name, value in result["measures"].items() if name not in FURTHER_MEASURES}
+        path.write_text(json.dumps(kept | {"treatments": treatments}), encoding="utf-8")
         measures = read_runs(tmp_path)["permuted-digits"][strategy][0].measures
         assert measures["treated_units"] == expected and measures["process_seconds"] is None
+        assert (
+            measures["average_online_accuracy"] is measures["forward_transfer"] is measures["accuracy_damage"] is None
+        )
+        assert measures["output_shift"] == (0.25 if strategy == "redo" else None)
+        assert measures["dead_unit_area"] == pytest.approx(result["measures"]["dead_unit_area"])
 
 
 def test_measures_that_disagree_with_the_data_are_refused(tmp_path):
-    path = write_run(tmp_path) / "result.json"
+    path = write_run(tmp_path, "redo") / "result.json"
     measures = json.loads(path.read_text(encoding="utf-8"))["measures"]
     for name, value in measures.items():
         edit(path, measures=measures | {name: value + 0.01})

@@ -12,8 +12,8 @@ from torch import nn
 from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
-from plasticity.methods.demon_pruning import PRESETS, DemonRule, balanced, prune_dead_units
-from plasticity.probe import Probe, output_shift
+from plasticity.methods.demon_pruning import PRESETS, DemonRule, prune_dead_units
+from plasticity.probe import Probe, balanced, output_shift
 from plasticity.removal import remove_units
 
 # --- probe -----------------------------------------------------------------------------------------------------------

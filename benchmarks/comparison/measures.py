@@ -17,6 +17,16 @@ ACCURACY_MEASURES = (
 UNIT_MEASURES = ("dead_fraction", "dormant_fraction", "effective_rank")
 """What is measured on the hidden units of one run, at the end of the stream."""
 
+FURTHER_MEASURES = (
+    "average_online_accuracy",
+    "forward_transfer",
+    "dead_unit_area",
+    "output_shift",
+    "accuracy_damage",
+    "treated_units",
+)
+"""What else `result_measures` returns, in its order; early runs have not measured all of it."""
+
 
 def as_accuracy_matrix(accuracy_matrix: Sequence[Sequence[float | None]] | np.ndarray) -> np.ndarray:
     """Turns rows of numbers and nulls into one array.
@@ -156,3 +166,89 @@ def treated_units(
             raise ValueError(f"treatments[{index}] should say how many units it changed")
         total += sum(numbers)
     return total
+
+
+def forward_transfer(before_learning: Sequence[float | None], untrained: Sequence[float | None]) -> float | None:
+    """How much better experiences are solved before they are learned than by an untrained network.
+
+    Mean over j in 1 … T − 1 of R[j−1][j] − b[j].
+
+    Args:
+        before_learning: T entries, R[j−1][j]: test accuracy on experience j just before training on it.
+        untrained: T entries, b[j]: test accuracy of the untrained network.
+
+    Returns:
+        The mean, None for T = 1 and where an entry after the first is None: a network knows nothing of classes, or of
+        a head, that it has not been trained on.
+
+    Source:
+        Lopez-Paz and Ranzato 2017, arXiv 1706.08840.
+    """
+    gains = [
+        None if before is None or start is None else before - start
+        for before, start in zip(before_learning[1:], untrained[1:], strict=True)
+    ]
+    return _mean(gains)
+
+
+def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float | None]:
+    """All measures of one run that its result alone gives.
+
+    - those of `run_measures`;
+    - dead_fraction, dormant_fraction, effective_rank: of the last entry of `units`;
+    - average_online_accuracy: mean over experiences of `online_accuracy`, the mean accuracy of an experience's training
+      mini-batches, each before the update for which it is used (Kumar et al. 2023, arXiv 2308.11958);
+    - forward_transfer: see there;
+    - dead_unit_area: the area under the curve of dead units over the stream, over its length: the mean over experiences
+      of the dead fraction after each;
+    - output_shift and accuracy_damage: mean over interventions of how far the network's outputs moved, and of how far
+      its accuracy on earlier experiences fell; see `damage`;
+    - treated_units: see there.
+
+    Args:
+        result: What result.json holds, its fields valid; those that early runs do not have may be absent.
+        fresh: whether every experience had a new network.
+
+    Returns:
+        The measures by name; None where undefined.
+    """
+    units, size = result["units"], len(result["accuracy_matrix"])
+    hidden = [sum(layer["size"] for layer in entry["layers"].values()) for entry in units]
+    treatments = result["treatments"]
+    # Runs of before this field: naive does nothing, fresh's networks are known, others tell what they did.
+    counted = result.get("counts_treated_units", bool(treatments) or fresh or result["strategy"] == "naive")
+    absent = [None] * size
+    return {
+        **run_measures(result["accuracy_matrix"], fresh),
+        **{name: units[-1].get(name) for name in UNIT_MEASURES},
+        "average_online_accuracy": _mean(result.get("online_accuracy", absent)),
+        "forward_transfer": forward_transfer(
+            result.get("accuracy_before_learning", absent), result.get("untrained_accuracy", absent)
+        ),
+        "dead_unit_area": _mean([entry["dead_fraction"] for entry in units]),
+        **damage(treatments),
+        "treated_units": treated_units(treatments, hidden, counted, fresh),
+    }
+
+
+def damage(treatments: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What the interventions of a run cost at the moment, before any training.
+
+    Args:
+        treatments: What the plugins of the run report. "output_shift": how far the outputs on a probe moved, over their
+            length; "accuracy_before" and "accuracy_after": on test samples of earlier experiences.
+
+    Returns:
+        "output_shift" and "accuracy_damage", the fall of that accuracy: means over the interventions that report them,
+        None where none does.
+    """
+    falls = [entry["accuracy_before"] - entry["accuracy_after"] for entry in treatments if "accuracy_after" in entry]
+    return {
+        "output_shift": _mean([entry["output_shift"] for entry in treatments if "output_shift" in entry]),
+        "accuracy_damage": _mean(falls),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined and len(defined) == len(values) else None

@@ -17,15 +17,21 @@ from benchmarks.comparison.statistics import (
 
 MEASURES = (
     "average_accuracy",
+    "average_online_accuracy",
     "learning_accuracy",
     "late_learning_accuracy",
-    "forgetting",
-    "backward_transfer",
+    "trainability_gap",
     "plasticity_ratio",
     "recovery",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
     "dead_fraction",
+    "dead_unit_area",
     "dormant_fraction",
     "effective_rank",
+    "output_shift",
+    "accuracy_damage",
     "treated_units",
     "relative_time",
     "seconds",
@@ -92,6 +98,23 @@ def plasticity_ratio(method: Values, fresh: Values) -> Interval:
         (`bootstrap_ratio`); all fields None where there are no such seeds.
     """
     return bootstrap_ratio(*paired(method, fresh))
+
+
+def trainability_gap(method: Values, fresh: Values) -> Interval:
+    """How far late learning accuracy lies below that of fresh networks with the same budget.
+
+    Args:
+        method: late learning accuracy by seed.
+        fresh: the same of `fresh`.
+
+    Returns:
+        fresh − method over the seeds that both have, with Student's interval of the paired differences.
+
+    Source:
+        Klein et al. 2024, arXiv 2411.04832, on the last experience; the last fifth of the stream is less left to
+        chance.
+    """
+    return difference(fresh, method)
 
 
 def recovery(method: Values, naive: Values, fresh: Values) -> Interval:
@@ -167,7 +190,9 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for strategy, runs in strategies.items():
             row: dict[str, Any] = {"benchmark": benchmark, "strategy": strategy, "seeds": len(runs)}
             for measure in MEASURES:
-                if measure == "plasticity_ratio":
+                if measure == "trainability_gap":
+                    row[measure] = trainability_gap(late[strategy], fresh)
+                elif measure == "plasticity_ratio":
                     row[measure] = plasticity_ratio(late[strategy], fresh)
                 elif measure == "recovery":
                     row[measure] = recovery(late[strategy], naive, fresh)

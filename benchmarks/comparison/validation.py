@@ -5,13 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.comparison.measures import (
-    ACCURACY_MEASURES,
-    UNIT_MEASURES,
-    as_accuracy_matrix,
-    run_measures,
-    treated_units,
-)
+from benchmarks.comparison.measures import FURTHER_MEASURES, as_accuracy_matrix, result_measures, run_measures
 
 FORMAT = 1
 FRACTIONS = ("dead", "dormant", "over_active")
@@ -120,17 +114,31 @@ def _same(first: float | None, second: float | None) -> bool:
     return math.isclose(first, second, rel_tol=1e-4, abs_tol=1e-4)
 
 
-def _treated_units(result: dict[str, Any], fresh: bool) -> int | None:
-    treatments = field(result, "treatments", list)
-    for i, treatment in enumerate(treatments):
+def _check_treatments(result: dict[str, Any]) -> None:
+    for i, treatment in enumerate(field(result, "treatments", list)):
         if not isinstance(treatment, dict):
             raise ValueError(f"treatments[{i}] should be an object")
-    # Runs of before this field: naive does nothing, fresh's networks are known, others tell what they did.
-    counted = result.get("counts_treated_units", bool(treatments) or fresh or result.get("strategy") == "naive")
-    if not isinstance(counted, bool):
-        raise ValueError(f"counts_treated_units should be true or false, not {counted!r:.40}")
-    hidden = [sum(layer["size"] for layer in entry["layers"].values()) for entry in result["units"]]
-    return treated_units(treatments, hidden, counted, fresh)
+        if treatment.get("output_shift") is not None:  # null where a network has diverged
+            number(treatment["output_shift"], f"treatments[{i}].output_shift")
+        if ("accuracy_before" in treatment) != ("accuracy_after" in treatment):
+            raise ValueError(f"treatments[{i}] should have both accuracy_before and accuracy_after, or neither")
+        for name in ("accuracy_before", "accuracy_after"):
+            if name in treatment:
+                number(treatment[name], f"treatments[{i}].{name}", 1)
+    if not isinstance(result.get("counts_treated_units", True), bool):
+        raise ValueError(f"counts_treated_units should be true or false, not {result['counts_treated_units']!r:.40}")
+
+
+def _check_accuracies(result: dict[str, Any], name: str, count: int) -> None:
+    """Checks a list of accuracies, one an experience, which early runs do not have."""
+    if name not in result:
+        return
+    values = field(result, name, list)
+    if len(values) != count:
+        raise ValueError(f"{name} should have {count} entries, one an experience, not {len(values)}")
+    for i, value in enumerate(values):
+        if value is not None:
+            number(value, f"{name}[{i}]", 1)
 
 
 def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]:
@@ -153,23 +161,28 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
     for name, count in (("accuracy_matrix", len(matrix)), ("units", len(units)), ("learning_accuracy", len(learned))):
         if count != experiences:
             raise ValueError(f"{name} should have {experiences} entries, one an experience, not {count}")
-    measures = run_measures(matrix, fresh)
+    run_measures(matrix, fresh)  # complains of a matrix with holes in it
     for i, value in enumerate(learned):
         if not _same(number(value, f"learning_accuracy[{i}]", 1), matrix[i, i]):
             raise ValueError(f"learning_accuracy[{i}] disagrees with the diagonal of accuracy_matrix")
     for i, entry in enumerate(units):
         _check_units(entry, i)
-    measures |= {name: units[-1].get(name) for name in UNIT_MEASURES}
-    measures["treated_units"] = _treated_units(result, fresh)
-    measures["seconds"] = number(result.get("seconds"), "seconds")
-    process = result.get("process_seconds")  # early runs have none
-    measures["process_seconds"] = None if process is None else number(process, "process_seconds")
+    _check_treatments(result)
+    for name in ("online_accuracy", "untrained_accuracy", "accuracy_before_learning"):
+        _check_accuracies(result, name, experiences)
+    field(result, "strategy", str)
+    measures = result_measures(result, fresh)
 
     stored = field(result, "measures", dict)
-    for name in ACCURACY_MEASURES + UNIT_MEASURES:
+    for name, found in measures.items():
+        if name in FURTHER_MEASURES and name not in stored:
+            continue  # an early run
         value = stored.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise ValueError(f"measures.{name} should be a number or null, not {value!r:.40}")
-        if not _same(value, measures[name]):
-            raise ValueError(f"measures.{name} is {value}, but the data beside it give {measures[name]}")
+        if not _same(value, found):
+            raise ValueError(f"measures.{name} is {value}, but the data beside it give {found}")
+    measures["seconds"] = number(result.get("seconds"), "seconds")
+    process = result.get("process_seconds")  # early runs have none
+    measures["process_seconds"] = None if process is None else number(process, "process_seconds")
     return measures

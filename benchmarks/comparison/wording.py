@@ -32,6 +32,13 @@ WORDING = {
         3,
         "Test accuracy over all experiences at the end of the stream; for fresh, that of its last network.",
     ),
+    "average_online_accuracy": Measure(
+        "average online accuracy",
+        "online\naccuracy",
+        3,
+        "Accuracy on training mini-batches just before the update they are used for, averaged over an experience, then "
+        "over the stream. Dropout is on, and replayed samples count.",
+    ),
     "learning_accuracy": Measure(
         "learning accuracy",
         "learning\naccuracy",
@@ -44,19 +51,12 @@ WORDING = {
         3,
         "The same over the last fifth of the stream, rounded up: what the network can still learn.",
     ),
-    "forgetting": Measure(
-        "forgetting",
-        "forget-\nting",
+    "trainability_gap": Measure(
+        "trainability gap",
+        "train.\ngap",
         3,
-        "How far accuracy on an experience fell at the end from its best before, averaged over all but the last "
-        "experience (Chaudhry et al. 2018).",
-    ),
-    "backward_transfer": Measure(
-        "backward transfer",
-        "backward\ntransfer",
-        3,
-        "Accuracy at the end minus accuracy just after learning, averaged over all but the last experience "
-        "(Lopez-Paz and Ranzato 2017).",
+        "How far late learning accuracy lies below that of fresh, which has the same budget: the mean of paired "
+        "differences over the same seeds.",
     ),
     "plasticity_ratio": Measure(
         "plasticity ratio",
@@ -72,11 +72,38 @@ WORDING = {
         "fresh. (strategy − naive) / (fresh − naive), a ratio of means over the same seeds; undefined unless the 95% "
         "interval of fresh − naive leaves zero out.",
     ),
+    "forgetting": Measure(
+        "forgetting",
+        "forget-\nting",
+        3,
+        "How far accuracy on an experience fell at the end from its best before, averaged over all but the last "
+        "experience (Chaudhry et al. 2018).",
+    ),
+    "backward_transfer": Measure(
+        "backward transfer",
+        "backward\ntransfer",
+        3,
+        "Accuracy at the end minus accuracy just after learning, averaged over all but the last experience "
+        "(Lopez-Paz and Ranzato 2017).",
+    ),
+    "forward_transfer": Measure(
+        "forward transfer",
+        "forward\ntransfer",
+        3,
+        "Accuracy on an experience just before learning it, minus that of the untrained network, averaged over all but "
+        "the first (Lopez-Paz and Ranzato 2017). Undefined where experiences bring new classes or heads.",
+    ),
     "dead_fraction": Measure(
         "dead units",
         "dead\nunits",
         3,
         "Share of hidden units that are never active on a fixed probe of training samples, at the end of the stream.",
+    ),
+    "dead_unit_area": Measure(
+        "dead units over the stream",
+        "dead\narea",
+        3,
+        "The area under the curve of dead units, over its length: their mean share after each experience.",
     ),
     "dormant_fraction": Measure(
         "dormant units",
@@ -90,6 +117,20 @@ WORDING = {
         1,
         "How many directions the last hidden representation of the probe spreads over: the exponential of the entropy "
         "of its singular values.",
+    ),
+    "output_shift": Measure(
+        "output shift",
+        "output\nshift",
+        3,
+        "How far an intervention moves the network’s outputs on training samples, in units of their length, averaged "
+        "over interventions.",
+    ),
+    "accuracy_damage": Measure(
+        "accuracy damage",
+        "acc.\ndamage",
+        3,
+        "How far an intervention lowers test accuracy on earlier experiences at the moment, before any training, "
+        "averaged over interventions.",
     ),
     "treated_units": Measure(
         "treated units",

@@ -117,47 +117,6 @@ def add_penalty_gradient(entries: list[Penalised], strength: float) -> None:
                 parameter.grad.add_(gradient, alpha=strength)
 
 
-# --- the probe -------------------------------------------------------------------------------------------------------
-
-
-def balanced(probe: Probe, labels: Tensor, size: int) -> Probe:
-    """Choose samples of a probe so that classes are as equal in number as they can be.
-
-    Args:
-        probe: Training inputs, oldest first.
-        labels: (samples,) their classes; anything else than whole numbers, one a sample, leaves out the oldest.
-        size: How many samples, at most.
-    """
-    total = probe.samples
-    if total <= size:
-        return probe
-    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or len(labels) != total:
-        chosen = torch.arange(total - size, total)
-    else:
-        latest = labels.cpu().flip(0)
-        order = latest.argsort(stable=True)
-        counts = torch.unique_consecutive(latest[order], return_counts=True)[1]
-        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(total) - starts  # how many later samples of its class there are
-        chosen = (total - 1 - rank.argsort(stable=True)[:size]).sort().values
-    found, start = [], 0
-    for batch in probe.batches:
-        length = len(batch[0])
-        rows = chosen[(chosen >= start) & (chosen < start + length)] - start
-        start += length
-        if len(rows):
-            found.append(
-                tuple(
-                    part[rows.to(part.device)]
-                    if isinstance(part, Tensor) and part.dim() > 0 and len(part) == length
-                    else part
-                    for part in batch
-                )
-            )
-    return Probe.joined(found)
-
-
 # --- pruning ---------------------------------------------------------------------------------------------------------
 
 

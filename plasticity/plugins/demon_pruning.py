@@ -25,7 +25,6 @@ from plasticity.methods.demon_pruning import (
     Penalised,
     Pruning,
     add_penalty_gradient,
-    balanced,
     penalised,
     prune_dead_units,
 )
@@ -34,7 +33,7 @@ from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.observing import ForwardObserver
-from plasticity.probe import Probe, RecentInputs
+from plasticity.probe import Probe, RecentInputs, balanced
 from plasticity.schedules import one_cycle
 from plasticity.units import find_units
 

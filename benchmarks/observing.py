@@ -1,0 +1,152 @@
+"""What a run notes while it trains: how well it does on samples before it learns them, and what interventions cost."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from benchmarks.loading import ExperienceTensors, evaluate
+from plasticity.plugins.base import TreatmentPlugin
+
+PAST_SAMPLES = 1024
+
+
+class OnlineAccuracyPlugin(SupervisedPlugin[Any]):
+    """Notes the accuracy of every training mini-batch before the update that it is used for.
+
+    That of the strategy's own forward pass: dropout is on, and samples that replay adds to the mini-batch count. The
+    device is asked once, by `take`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._right: list[Tensor] = []  # 0-dim counts, left on the device
+        self._samples: list[int] = []
+
+    def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Count what the present mini-batch has right."""
+        self._right.append((strategy.mb_output.detach().argmax(1) == strategy.mb_y).sum())
+        self._samples.append(len(strategy.mb_y))
+
+    def take(self) -> float | None:
+        """Return the mean over the mini-batches since the last call, of any epoch; None if there were none."""
+        if not self._right:
+            return None
+        accuracies = torch.stack(self._right).cpu().double() / torch.tensor(self._samples, dtype=torch.float64)
+        self._right, self._samples = [], []
+        return float(accuracies.mean())
+
+
+class Stopwatch:
+    """Adds up time, of the clock and of the processor, and can stop in between.
+
+    Args:
+        device: Whose work has to be finished before a time is read.
+
+    Attributes:
+        seconds: Of the clock.
+        process_seconds: Of the processor, over all threads of this process.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds = self.process_seconds = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block."""
+        yield from self._counted(1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block, inside of `running`."""
+        yield from self._counted(-1)
+
+    def _counted(self, sign: int) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            end = self._now()
+            self.seconds += sign * (end[0] - start[0])
+            self.process_seconds += sign * (end[1] - start[1])
+
+    def _now(self) -> tuple[float, float]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter(), time.process_time()
+
+
+class PastSamples:
+    """Some test samples of the experiences so far, the same for all calls between two experiences.
+
+    Args:
+        tests: The test samples of every experience, on one device.
+        limit: How many samples, at most: equally many of each experience, or one each of the latest.
+    """
+
+    def __init__(self, tests: Sequence[ExperienceTensors], limit: int = PAST_SAMPLES):
+        self.tests = tests
+        self.limit = limit
+        self._parts: dict[int, ExperienceTensors] = {}  # ever fewer of each experience
+        self._found: tuple[int, ExperienceTensors] | None = None
+
+    def of(self, experiences: int) -> ExperienceTensors | None:
+        """Return samples of the first experiences, never fewer of those than before; None if there are none."""
+        if experiences < 1:
+            return None
+        if self._found is None or self._found[0] != experiences:
+            share = max(1, self.limit // experiences)
+            asked = range(max(0, experiences - self.limit), experiences)
+            self._parts = {index: self._some(index, share) for index in asked}
+            columns = zip(*self._parts.values(), strict=True)
+            self._found = experiences, ExperienceTensors(*(None if c[0] is None else torch.cat(c) for c in columns))
+        return self._found[1]
+
+    def _some(self, index: int, count: int) -> ExperienceTensors:
+        part = self._parts.get(index)
+        if part is None:
+            part = self.tests[index]
+            generator = torch.Generator().manual_seed(index)  # test sets may be sorted by class
+            rows = torch.randperm(len(part.targets), generator=generator)[:count].to(part.targets.device)
+            return ExperienceTensors(*(None if column is None else column[rows] for column in part))
+        return ExperienceTensors(*(None if column is None else column[:count] for column in part))
+
+
+def watch_damage(plugins: Sequence[Any], past: PastSamples, stopwatch: Stopwatch) -> None:
+    """Let plugins that treat a network note how far that moves the accuracy on what was learned before.
+
+    Every entry of their history then says `accuracy_before` and `accuracy_after`: on samples of the experiences before
+    the present one, just before and just after the intervention. There are none in the first experience.
+
+    Args:
+        plugins: The plugins of a run; those that do not intervene at single times are left alone.
+        past: The samples.
+        stopwatch: Is paused meanwhile.
+    """
+    for plugin in plugins:
+        if isinstance(plugin, TreatmentPlugin):
+            # On the object, for subclasses act before and after what they inherit.
+            plugin.intervene = _watched(plugin, plugin.intervene, past, stopwatch)  # type: ignore[method-assign]
+
+
+def _watched(
+    plugin: TreatmentPlugin, intervene: Callable[[Any], None], past: PastSamples, stopwatch: Stopwatch
+) -> Callable[[Any], None]:
+    @functools.wraps(intervene)
+    def watched(strategy: Any) -> None:
+        with stopwatch.paused():
+            samples = past.of(int(strategy.experience.current_experience))
+            before = None if samples is None else evaluate(strategy.model, samples)
+        treatments = len(plugin.history)
+        intervene(strategy)
+        if samples is not None and len(plugin.history) > treatments:
+            with stopwatch.paused():
+                plugin.history[-1].update(accuracy_before=before, accuracy_after=evaluate(strategy.model, samples))
+
+    return watched
