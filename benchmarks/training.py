@@ -14,11 +14,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from benchmarks.comparison.measures import result_measures
-from benchmarks.loading import ExperienceTensors, StreamTensors, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.loading import ExperienceTensors, TensorLoaderPlugin, evaluate, experience_tensors
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.settings import FORMAT, RunSettings
-from benchmarks.streams import get_benchmark, mini_experiences, stream_shape
+from benchmarks.streams import get_benchmark, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
 from plasticity.metrics import JSONLinesLogger
@@ -67,8 +67,7 @@ def _make(
         optimizer = _benchmark_optimizer(settings, model)
     elif settings.momentum or settings.weight_decay:
         raise UserError(f"{settings.strategy} has an optimizer of its own, which takes no momentum and no weight decay")
-    online = get_benchmark(settings.benchmark).online is not None
-    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences, online)
+    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
     return model, optimizer, build_plugins(settings.strategy, context)
 
 
@@ -137,8 +136,7 @@ def _run(
     progress: Report,
 ) -> dict[str, Any]:
     fresh = "fresh" in settings.strategy.split("+")
-    tests = StreamTensors(stream.test_stream, strategy.device)
-    at_a_time = get_benchmark(settings.benchmark).online
+    tests = [experience_tensors(experience, strategy.device) for experience in stream.test_stream]
     size = len(tests)
     matrix: list[list[float | None]] = []
     units: list[dict[str, Any]] = []
@@ -152,9 +150,8 @@ def _run(
     before_learning: list[float | None] = []
     for index, experience in enumerate(stream.train_stream):
         before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
-        shown = mini_experiences(experience, at_a_time, settings.seed) if at_a_time else [experience]
         with stopwatch.running():
-            strategy.train(shown, eval_streams=[])
+            strategy.train(experience)
         online_accuracy.append(online.take())
         log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online_accuracy[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
