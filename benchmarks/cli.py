@@ -31,6 +31,15 @@ def _count(text: str) -> int:
     return value
 
 
+def _seeds(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not dash:
+        return range(_count(text))
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor FIRST-LAST")
+    return range(int(first), int(last) + 1)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
@@ -39,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
     run = commands.add_parser("run", help="train strategies on a benchmark; finished runs are not run again")
-    run.add_argument("--seeds", type=_count, required=True, metavar="N", help="run seeds 0 to N-1")
+    run.add_argument(
+        "--config", metavar="FILE", help="a YAML file with what follows; the command line has the last say"
+    )
+    run.add_argument("--seeds", type=_seeds, required=True, metavar="N", help="run seeds 0 to N-1; or FIRST-LAST")
     run.add_argument("--tuned", type=Path, metavar="FILE", help="what `tune` wrote: run the best configurations")
     tune = commands.add_parser("tune", help="try every method's configurations on seeds that `run` does not use")
     tune.add_argument("--seeds", type=_count, default=1, metavar="N", help="how many tuning seeds (default: 1)")
@@ -76,7 +88,27 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scenario", metavar="S", help="class, task or domain, where the benchmark has it")
     command.add_argument("--model", metavar="NAME", help="another network")
     command.add_argument("--batch-size", type=_count, metavar="N", help="samples of new data in a mini-batch")
+    command.add_argument("--optimizer", metavar="NAME", help="adam, adamw or sgd")
     command.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
+    command.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of sgd")
+    command.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="of the optimizer")
+
+
+def _expanded(words: list[str]) -> list[str]:
+    """Put the words of a `--config FILE` in front of the other options."""
+    given = [index for index, word in enumerate(words) if word == "--config" or word.startswith("--config=")]
+    if words[:1] != ["run"] or not given:
+        return words
+    index = given[0]
+    name = words[index].partition("=")[2] if "=" in words[index] else "".join(words[index + 1 : index + 2])
+    rest = words[1:index] + words[index + (1 if "=" in words[index] else 2) :]
+    if not name or len(given) > 1:
+        raise UserError("--config takes one file")
+    from benchmarks.config import words as words_of
+
+    choices = next(a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    options = [option[2:] for option in choices["run"]._option_string_actions if option.startswith("--")]
+    return ["run", *words_of(Path(name), [o for o in options if o not in ("help", "config")]), *rest]
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -126,7 +158,10 @@ def _runs(arguments: argparse.Namespace, names: list[str], seeds: range) -> "lis
             experiences=arguments.experiences,
             scenario=arguments.scenario,
             model=arguments.model,
+            optimizer=arguments.optimizer,
             learning_rate=arguments.learning_rate,
+            momentum=arguments.momentum,
+            weight_decay=arguments.weight_decay,
             batch_size=arguments.batch_size,
             epochs=arguments.epochs,
             device=device,
@@ -147,7 +182,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
         best = read_tuned(arguments.tuned, arguments.benchmark)
         names = [tuned_name(name, best) for name in names]
-    runs = _runs(arguments, names, range(arguments.seeds))
+    runs = _runs(arguments, names, arguments.seeds)
     done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
     there = f", {len(runs) - done} were there already" if done < len(runs) else ""
     print(f"{done} runs done{there}; compare them with: python -m benchmarks compare {arguments.out}")
@@ -204,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
     commands = {"list": _list, "run": _run, "tune": _tune, "compare": _compare}
     try:
-        parsed = parser().parse_args(arguments)
+        parsed = parser().parse_args(_expanded(sys.argv[1:] if arguments is None else arguments))
         commands[parsed.command](parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""A run described by a file: YAML (or JSON) with everything that the command line of `run` has.
+
+    benchmark: cifar100-pairs
+    strategies:
+      - naive
+      - redo: {tau: 0.1, every: 200}
+      - [replay, l2-init: {strength: 0.001}]     # combined, as replay+l2-init:strength=0.001
+    seeds: 3
+    out: results/pairs
+    model: pairs-conv
+    optimizer: adam
+    learning_rate: 0.005
+
+Keys are the long options of the command line, with _ for -. The file becomes words of a command line, so that each
+value is checked in one place, and words that stand beside `--config FILE` have the last say. The config.json in a run's
+folder is such a file, too: it runs again as it is.
+"""
+
+import difflib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from plasticity.errors import UserError
+
+_OF_A_RUN = {"format", "benchmark", "strategy", "seed", "settings", "environment"}
+
+
+def words(path: Path, options: Collection[str]) -> list[str]:
+    """Read a file and return it as words of a command line, the benchmark first.
+
+    Args:
+        path: The file.
+        options: Long options that it may have, without dashes, such as "batch-size".
+
+    Raises:
+        UserError: If it cannot be read, or a key is unknown or has no such value.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold keys and values, such as 'benchmark: permuted-digits'")
+    try:
+        return _words(_of_run(content) if set(content) == _OF_A_RUN else content, options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a run that its config.json tells of."""
+    if not isinstance(config["settings"], dict):
+        raise UserError("settings should be keys and values")
+    own = {
+        "benchmark": config["benchmark"],
+        "strategies": [config["strategy"]],
+        "seeds": f"{config['seed']}-{config['seed']}",
+    }
+    return {**own, **{key: value for key, value in config["settings"].items() if value is not None}}
+
+
+def _words(content: Mapping[str, Any], options: Collection[str]) -> list[str]:
+    known = ["benchmark", *(option.replace("-", "_") for option in options)]
+    found: list[str] = []
+    for key, value in content.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(f"unknown key {key!r}{hint}: known are {', '.join(sorted(known))}")
+        if key == "strategies":
+            value = ",".join(_strategy(entry) for entry in (value if isinstance(value, list) else [value]))
+        elif key == "import":
+            for module in value if isinstance(value, list) else [value]:
+                found += ["--import", _scalar(key, module)]
+            continue
+        if key == "benchmark":
+            found.insert(0, _scalar(key, value))
+        else:
+            found.append(f"--{key.replace('_', '-')}={_scalar(key, value)}")
+    return found
+
+
+def _strategy(entry: Any) -> str:
+    """Write a strategy as on the command line: a name, {name: {option: value}}, or a list of these to combine."""
+    if isinstance(entry, list):
+        return "+".join(_strategy(part) for part in entry)
+    if isinstance(entry, dict):
+        return "+".join(_with_options(str(name), options) for name, options in entry.items())
+    return _scalar("strategies", entry)
+
+
+def _with_options(name: str, options: Any) -> str:
+    if not isinstance(options, dict):
+        raise UserError(f"strategy {name}: options are written {{name: value}}, not {options!r}")
+    parts = [name]
+    for option, value in options.items():
+        text = json.dumps(value) if not isinstance(value, str) else value
+        if set(text) & set(":,+"):
+            raise UserError(f"strategy {name}: option {option} cannot be {value!r}")
+        parts.append(f"{option}={text}")
+    return ":".join(parts)
+
+
+def _scalar(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UserError(f"{key} should be a name or a number, not {value!r}")
+    return str(value)
