@@ -1,5 +1,7 @@
 """Short Avalanche runs, and the choice of units in numpy, for the tests of hyper- and hypo-units."""
 
+import math
+
 import numpy as np
 import torch
 from avalanche.benchmarks import nc_benchmark
@@ -9,10 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from plasticity.activity import UnitStatistics
-from plasticity.methods.hyper_hypo import (
-    HyperHypoRule,
-    select_units,
-)
+from plasticity.methods.hyper_hypo_units import HyperHypoRule, select_units
 
 SAMPLES, BATCH = 48, 16
 
@@ -34,6 +33,18 @@ def numpy_ends(score: np.ndarray, candidates: list[int], percent: float) -> tupl
     for _ in range(number):
         hypo.append(min((u for u in candidates if u not in hyper + hypo), key=lambda u: (score[u], u)))
     return hyper, hypo
+
+
+def numpy_entropy(values: np.ndarray) -> float:
+    """Of one window of one unit, value by value."""
+    least, greatest = values.min(), values.max()
+    if greatest == least:
+        return 0.0
+    counts = [0] * 16
+    for value in values:
+        counts[min(int((value - least) / (greatest - least) * 16), 15)] += 1
+    shares = [count / len(values) for count in counts if count]
+    return -math.fsum(share * math.log(share) for share in shares)
 
 
 def choose(stats: dict[str, UnitStatistics], rule: HyperHypoRule, seed: int = 0, without=None):

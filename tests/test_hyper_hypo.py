@@ -19,16 +19,8 @@ from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write
 from plasticity.masks import Masks
-from plasticity.methods.hyper_hypo import (
-    HyperHypoRule,
-    Selection,
-    choose_entries,
-    incoming_entries,
-    keep_pruned,
-    prune_units,
-    saliency,
-    select_units,
-)
+from plasticity.methods.hyper_hypo import choose_entries, incoming_entries, keep_pruned, prune_units
+from plasticity.methods.hyper_hypo_units import HyperHypoRule, Selection, saliency, select_units
 from plasticity.plugins import HyperHypoPlugin
 from plasticity.probe import Probe
 
@@ -162,7 +154,7 @@ def test_both_ends_take_turns_where_there_is_room_for_some_only() -> None:
     ("arguments", "message"),
     [
         ({"mode": "freeze"}, "unknown mode 'freeze'; there are: adapt, prune"),
-        ({"saliency": "entropy"}, "unknown saliency 'entropy'; there are: frequency, mean_abs"),
+        ({"saliency": "taylor"}, "unknown saliency 'taylor'; there are: frequency, mean_abs, std, entropy"),
         ({"select": "top"}, "unknown select 'top'; there are: percentile, bounds"),
         ({"units": "all"}, "unknown units 'all'; there are: both, hyper, hypo, random"),
         ({"percent": 51}, "percent must lie in"),
@@ -172,6 +164,12 @@ def test_both_ends_take_turns_where_there_is_room_for_some_only() -> None:
         ({"select": "bounds", "low": -0.1}, "bounds must satisfy"),
         ({"select": "bounds", "high": 1.1}, "bounds must satisfy"),
         ({"select": "bounds", "saliency": "mean_abs"}, "needs both low and high"),
+        ({"select": "bounds", "saliency": "std", "low": 1}, 'saliency="std" needs both low and high'),
+        ({"self_label": "some"}, "self_label must be False, True or"),
+        ({"self_label": 1.0}, "self_label must be False, True or"),
+        ({"self_label": True, "mode": "prune"}, "no units learn alone in mode"),
+        ({"confident_share": 0}, "confident_share must lie in"),
+        ({"confident_share": 1.1}, "confident_share must lie in"),
         ({"select": "bounds", "saliency": "mean_abs", "low": 2, "high": 2}, "bounds must satisfy 0 <= low < high,"),
         ({"low": 0.1}, 'select="bounds" only'),
         ({"adapt_share": 1.5}, "adapt_share must lie in"),

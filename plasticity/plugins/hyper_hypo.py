@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,14 @@ from plasticity.errors import UserError
 from plasticity.freezing import PartialTraining
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import BoundMasks, Masks
-from plasticity.methods.hyper_hypo import (
-    HyperHypoRule,
-    Mode,
-    Saliency,
-    Select,
-    Selection,
-    Units,
-    choose_entries,
-    prune_units,
-)
+from plasticity.methods.hyper_hypo import choose_entries, prune_units
+from plasticity.methods.hyper_hypo_units import HyperHypoRule, Mode, Saliency, Select, Selection, Units
+from plasticity.methods.self_labels import SelfLabels
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.probe import Probe
+
+SelfLabel = bool | Literal["all"]
 
 
 class HyperHypoPlugin(TreatmentPlugin):
@@ -43,7 +38,7 @@ class HyperHypoPlugin(TreatmentPlugin):
 
     Args:
         mode: "adapt" or "prune".
-        saliency: "frequency" or "mean_abs".
+        saliency: "frequency", "mean_abs", "std" or "entropy"; see `plasticity.methods.hyper_hypo_units.HyperHypoRule`.
         select: "percentile" or "bounds".
         percent: Units at each end, in percent of the layer, in [0, 50]; above 0, at least one.
         low: With "bounds", the saliency up to which a unit is hypo; None: 0.05 of the samples.
@@ -53,6 +48,12 @@ class HyperHypoPlugin(TreatmentPlugin):
             mini-batches over all epochs, rounded up, so 2 epochs of 10. An online stream that tells its boundaries
             counts those between two of them.
         maximum_pruned: Largest share of a layer that "prune" may silence over the stream, in [0, 1].
+        self_label: Whether the chosen units learn without labels while they learn alone: from the network's own
+            predictions in place of the labels. "all": so does the whole network after that, and in mode "prune": no
+            label is used after the first experience. It is meant for experiences that bring the same classes in another
+            domain. All samples of a mini-batch count as unlabelled, also those of a replay memory.
+        confident_share: Share of each mini-batch that `self_label` keeps, in (0, 1], rounded up: those with the largest
+            margin between the two largest probabilities.
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `units="random"` alone.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
@@ -62,12 +63,14 @@ class HyperHypoPlugin(TreatmentPlugin):
         selections: The units found last, by group name.
         masks: The outgoing connections that "prune" has removed.
         pruned: (size,) bool by group name, True for the units that "prune" has silenced.
-        history: For every intervention which units were treated, how many were hyper and hypo, and more.
+        history: For every intervention which units were treated, how many were hyper and hypo, and more; with
+            `self_label` also how many iterations after it were "self_labelled".
 
     Raises:
-        UserError: If an argument has no meaning.
+        UserError: If an argument has no meaning; while training with `self_label`, if the strategy computes its loss
+            by anything but its criterion, or if there are no logits of at least two classes.
 
-    Source: Mitra and Franco 2020, arXiv 2001.01755.
+    Source: Mitra and Franco 2020, arXiv 2001.01755; `self_label` after arXiv 1802.06861.
     """
 
     method = "hyper-hypo"
@@ -84,6 +87,8 @@ class HyperHypoPlugin(TreatmentPlugin):
         units: Units = "both",
         adapt_share: float = 0.2,
         maximum_pruned: float = 0.5,
+        self_label: SelfLabel = False,
+        confident_share: float = 0.5,
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
@@ -92,7 +97,15 @@ class HyperHypoPlugin(TreatmentPlugin):
         self.rule = HyperHypoRule(mode, saliency, select, percent, low, high, units, maximum_pruned)
         if not 0 <= adapt_share <= 1:
             raise UserError(f"adapt_share must lie in [0, 1], not {adapt_share}")
+        if not isinstance(self_label, bool) and self_label != "all":
+            raise UserError(f'self_label must be False, True or "all", not {self_label!r}')
+        if self_label is True and mode == "prune":
+            raise UserError('no units learn alone in mode "prune": self_label must be False or "all"')
+        if not 0 < confident_share <= 1:
+            raise UserError(f"confident_share must lie in (0, 1], not {confident_share}")
         self.adapt_share = adapt_share
+        self.self_label = self_label
+        self.confident_share = confident_share
         self.selections: dict[str, Selection] = {}
         self.masks = Masks()
         self.pruned: dict[str, Tensor] = {}
@@ -100,6 +113,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._iterations_left: int | None = 0  # of the stage; None: still to be counted
         self._stage: PartialTraining | None = None
         self._bound: BoundMasks | None = None
+        self._labels: SelfLabels | None = None  # in the place of the criterion while a loss is computed
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
@@ -126,6 +140,8 @@ class HyperHypoPlugin(TreatmentPlugin):
         self.masks.apply(strategy.model)
         if len(self.history) > treatments:
             self._iterations_left = None
+            if self.self_label:
+                self.history[-1]["self_labelled"] = 0
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Begin to train the chosen units alone, now that other plugins have had their say on the data."""
@@ -136,6 +152,25 @@ class HyperHypoPlugin(TreatmentPlugin):
         if self._iterations_left > 0:
             self._stage = PartialTraining(strategy.model, strategy.optimizer, self._entries)
             self._stage.attach()
+
+    def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Let predictions stand in for labels, for this loss alone: other plugins use the criterion at other times."""
+        alone = self.self_label is True and self._stage is not None
+        if alone or (self.self_label == "all" and self.history):
+            self._labels = SelfLabels(strategy._criterion, self.confident_share)
+            strategy._criterion = self._labels
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Put the criterion back in its place."""
+        if self._labels is None:
+            return
+        labels, self._labels = self._labels, None
+        strategy._criterion = labels.criterion
+        if not labels.calls:
+            raise UserError(
+                f"{type(strategy).__name__} does not compute its loss by its criterion, so self_label has no effect"
+            )
+        self.history[-1]["self_labelled"] = self.history[-1].get("self_labelled", 0) + 1
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep removed connections out of the gradient."""
@@ -198,7 +233,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._iterations_left = None if left is None else int(left)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stage": None, "_bound": None}
+        return {**super().__getstate__(), "_stage": None, "_bound": None, "_labels": None}
 
 
 def _mini_batches(strategy: Any) -> int:
