@@ -28,6 +28,9 @@ class Run:
         seed: the seed of the run.
         accuracy_matrix: shape (T, T), NaN where nothing was measured.
         units: T entries, what the hidden units did after each experience.
+        online_accuracy: shape (T,), accuracy of each experience's training mini-batches before their updates, NaN where
+            it was not measured.
+        treatments: what the plugins of the run report of their interventions.
         measures: the run's measures by name; None where undefined.
         settings: how the benchmark was set up.
         environment: versions and machine.
@@ -38,6 +41,8 @@ class Run:
     seed: int
     accuracy_matrix: np.ndarray
     units: list[dict[str, Any]]
+    online_accuracy: np.ndarray
+    treatments: list[dict[str, Any]]
     measures: dict[str, float | None]
     settings: dict[str, Any]
     environment: dict[str, Any]
@@ -90,7 +95,9 @@ def read_run(folder: Path) -> Run:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     matrix = as_accuracy_matrix(result["accuracy_matrix"])
-    return Run(benchmark, strategy, seed, matrix, result["units"], measures, settings, environment)
+    online = np.array(result.get("online_accuracy", [None] * len(matrix)), dtype=np.float64)
+    units, treatments = result["units"], result["treatments"]
+    return Run(benchmark, strategy, seed, matrix, units, online, treatments, measures, settings, environment)
 
 
 def _check_place(content: dict[str, Any], folder: Path) -> int:
