@@ -22,10 +22,16 @@ def fresh(context: Context) -> "list[SupervisedPlugin[Any]]":
 
 
 def replay(context: Context, *, mem_size: int = 2000) -> "list[SupervisedPlugin[Any]]":
-    """Experience replay; 2,000 samples, as in Avalanche's reproduction of Split CIFAR-100."""
-    from avalanche.training.plugins import ReplayPlugin
+    """Experience replay; 2,000 samples, as in Avalanche's reproduction of Split CIFAR-100.
 
-    return [ReplayPlugin(mem_size=mem_size)]
+    Of each experience equally many; of an online stream a random choice of all samples so far, since Avalanche takes
+    every few samples for an experience of their own.
+    """
+    from avalanche.training.plugins import ReplayPlugin
+    from avalanche.training.storage_policy import ReservoirSamplingBuffer
+
+    buffer = ReservoirSamplingBuffer(max_size=mem_size) if context.online else None
+    return [ReplayPlugin(mem_size=mem_size, storage_policy=buffer)]
 
 
 def plugin(name: str, **defaults: Any) -> MakePlugins:
@@ -158,8 +164,8 @@ for _name, _plugins, _summary, _configurations in (
     (
         "adaptive",
         plugin("AdaptivePlugin"),
-        "make dead units new where there are many, and do more only when learning falls behind",
-        ("", "dead=0.02", "fall=0.02", "every=epoch"),
+        "make dead units new where there are many, and do more where learning falls behind or weights have grown",
+        ("", "dead=0.3", "growth=1.5", "growth=3"),
     ),
 ):
     register(_name, _plugins, _summary, configurations=_configurations)

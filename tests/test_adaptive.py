@@ -106,8 +106,28 @@ def test_the_third_goes_back_towards_the_initial_values_and_starts_the_optimizer
     assert report.counts["treated"] == sum(group.size for group in case.all_units)
 
 
+@pytest.mark.parametrize(("growth", "treatment"), [(None, 0), (1.01, 0), (0.99, 3), ("inside", 0)])
+def test_the_third_is_given_to_weights_that_have_grown_long(growth, treatment):
+    case = Case("linear")
+    values = InitialValues()
+    entries = values.update(case.model)
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.mul_(3)
+    squares = [(sum(float((v**2).sum()) for v in some)) for some in (case.model.parameters(), values.values())]
+    by_hand = (squares[0] / squares[1]) ** 0.5
+    rule = {"dead": 1.0, "growth": by_hand * growth if isinstance(growth, float) else growth}
+    if growth == "inside":  # an experience, where nothing but dead units is looked at
+        entries, rule["growth"] = [], 1.0
+    report = treat(case, 1, entries, values, **rule)
+    assert report.counts["treatment"] == treatment
+    assert report.counts["growth"] == pytest.approx(1.0 if growth == "inside" else by_hand)
+
+
 @pytest.mark.parametrize(
-    "rule", [{"dead": 1.1}, {"fall": -0.1}, {"tau": 2}, {"strength": 1.5}, {"moments": "half"}], ids=str
+    "rule",
+    [{"growth": 0.9}, {"dead": 1.1}, {"fall": -0.1}, {"tau": 2}, {"strength": 1.5}, {"moments": "half"}],
+    ids=str,
 )
 def test_rules_without_meaning_are_refused(rule):
     with pytest.raises(UserError, match=next(iter(rule))):
@@ -173,7 +193,7 @@ class Told(AdaptivePlugin):
     """Is told how well each experience was learned."""
 
     def __init__(self, accuracies, **settings):
-        super().__init__(**settings)
+        super().__init__(**{"growth": None, **settings})
         self.accuracies = list(accuracies)
 
     def _judge(self):
@@ -222,7 +242,7 @@ def test_the_accuracy_of_an_experience_is_that_before_each_update():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_where_nothing_is_needed_the_run_is_bit_identical_to_one_without(optimizer):
-    plugin = AdaptivePlugin(dead=1.0, fall=1.0, every=3)
+    plugin = AdaptivePlugin(dead=1.0, fall=1.0, growth=None, every=3)
     idle = everything(run([plugin], optimizer=optimizer, eval_every=1))
     assert same(idle, everything(run([], optimizer=optimizer, eval_every=1)))
     assert treatments(plugin) == [(1, 0), (2, 0)]

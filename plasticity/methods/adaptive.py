@@ -1,20 +1,22 @@
 """Treat only where it is needed, the mildest treatment first.
 
-Two things tell whether it is: the share of dead units of each layer, and the learning record, which is low where a
-network learns slowly for whatever reason. The treatments, in the order of how much they disturb:
+Three things tell whether it is: the share of dead units of each layer; the learning record, which is low where a
+network learns slowly for whatever reason; and how long the weights have grown. The treatments, in the order of how much
+they disturb:
 
 1. Layers with at least `dead` dead units have these made new. The outgoing weights of new units are 0, so the outputs
    of the network stay as they are.
 2. If learning has fallen behind (`LearningRecord`), all dormant units are made new, those whose mean magnitude is at
    most `tau` of their layer's.
-3. If it has fallen behind again right after that, all weights go part of the way back to their initial values, and the
-   optimizer begins anew.
+3. If it has fallen behind again right after that, or the weights are `growth` times as long as at the start, all
+   weights go part of the way back to their initial values, and the optimizer begins anew. Nothing milder shortens
+   weights.
 
 Units that other paths read may not be made new, and are left to the third. Where not even that helps, the data have
 become harder, and the record begins anew.
 
 Source: this library. The parts are ReDo's recycling (Sokar et al. 2023, arXiv 2302.12902) and the interpolation in the
-code of FIRE (arXiv 2602.08040).
+code of FIRE (arXiv 2602.08040); that growing weights go with lost plasticity is in Lyle et al. 2024, arXiv 2402.18762.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch.optim import Optimizer
 
 from plasticity.groups import UnitGroups
 from plasticity.measures import dead_units, dormant_units
-from plasticity.methods.parameters import Entry, in_range
+from plasticity.methods.parameters import Entry, in_range, total_norm
 from plasticity.methods.recycling import check_moments, check_shares, private_groups, renew
 from plasticity.methods.shrink_perturb import ShrinkPerturbRule, shrink_and_perturb
 from plasticity.methods.treatment import Treatment
@@ -50,13 +52,16 @@ class AdaptiveRule:
     Attributes:
         dead: Least share of dead units of a layer that is treated, in [0, 1].
         fall: Least fall of accuracy, in [0, 1], at which learning has fallen behind; 1: never.
+        growth: Least length of the parameters, in units of that of their initial values, at which they go back, at
+            least 1; None: never.
         tau: Largest score of a dormant unit, a share of its layer's mean magnitude, in [0, 1].
         strength: Of the way back to the initial weights, in [0, 1].
         moments: What becomes of the second moments of a new unit, see `plasticity.optimizer_state.clean_state`.
     """
 
-    dead: float = 0.1
+    dead: float = 0.5
     fall: float = 0.05
+    growth: float | None = 2.0
     tau: float = 0.1
     strength: float = 0.8
     moments: Moments = "young"
@@ -64,6 +69,8 @@ class AdaptiveRule:
     def __post_init__(self) -> None:
         check_shares(self, "dead", "tau")
         in_range("fall", self.fall, 0, 1)
+        if self.growth is not None:
+            in_range("growth", self.growth, 1)
         in_range("strength", self.strength, 0, 1)
         check_moments(self.moments)
 
@@ -112,6 +119,13 @@ class LearningRecord:
         self._healthy = {int(classes): [float(value) for value in values] for classes, values in state.items()}
 
 
+def weight_growth(entries: Sequence[Entry], initial: Mapping[str, Tensor]) -> float:
+    """Return the length of all parameters over that of their initial values; 1 where these are all 0."""
+    now = float(total_norm([entry.parameter.detach() for entry in entries]))
+    first = float(total_norm([initial[entry.name] for entry in entries]))
+    return now / first if first > 0 else 1.0
+
+
 def treat_as_needed(
     model: nn.Module,
     units: UnitGroups,
@@ -135,11 +149,11 @@ def treat_as_needed(
         generator: Where fresh weights come from.
         initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`; the third treatment
             needs those of all `entries`.
-        entries: The parameters that the third treatment changes.
+        entries: The parameters that the third treatment changes; none: only the first two may be given.
 
     Returns:
-        The report. Its counts are "dead" and "dormant" units, in groups that may be treated, the "treatment" given (0:
-        none was needed), and the "treated" units, which with the third are all.
+        The report. Its counts are "dead" and "dormant" units, in groups that may be treated, the "growth" of the
+        parameters, the "treatment" given (0: none was needed), and the "treated" units, which with the third are all.
 
     Raises:
         UserError: If no group is private.
@@ -151,7 +165,8 @@ def treat_as_needed(
     dormant = {name: dormant_units(stat, rule.tau) for name, stat in stats.items()}
     counts = torch.stack([torch.stack([dead[name].sum(), dormant[name].sum()]) for name in stats]).tolist()
     numbers = dict(zip(stats, counts, strict=True))
-    if strongest >= STRONGEST:
+    grown = weight_growth(entries, initial or {}) if entries else 1.0
+    if strongest >= STRONGEST or (entries and rule.growth is not None and grown >= rule.growth):
         treatment = STRONGEST
         chosen = {group.name: torch.arange(group.size) for group in units}
         how = ShrinkPerturbRule("interpolate", strength=rule.strength)
@@ -175,6 +190,7 @@ def treat_as_needed(
         counts={
             "dead": sum(pair[0] for pair in counts),
             "dormant": sum(pair[1] for pair in counts),
+            "growth": grown,
             "treatment": treatment,
             "treated": sum(map(len, chosen.values())),
         },

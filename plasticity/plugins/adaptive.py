@@ -24,7 +24,8 @@ class AdaptivePlugin(RecyclingPlugin):
     """Look at units and at how well experiences are learned, and treat only where it is needed, mildest first.
 
     Before each experience but the first: dead units are made new in layers that have many; if learning has fallen
-    behind, dormant units are; if that has not helped, all weights go part of the way back to their initial values.
+    behind, dormant units are; if that has not helped, or if weights have grown long, all weights go part of the way
+    back to their initial values and the optimizer begins anew.
     `plasticity.methods.adaptive` says how that is judged. The learning record needs integer labels and outputs
     (samples, classes); without them dead units alone are judged.
 
@@ -33,7 +34,7 @@ class AdaptivePlugin(RecyclingPlugin):
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
-        **rule: `dead`, `fall`, `tau`, `strength`, `moments`; see `plasticity.methods.adaptive.AdaptiveRule`.
+        **rule: `dead`, `fall`, `growth`, `tau`, `strength`, `moments`; see `plasticity.methods.adaptive.AdaptiveRule`.
 
     Attributes:
         record: How well experiences were learned.
@@ -123,8 +124,8 @@ class AdaptivePlugin(RecyclingPlugin):
             strongest,
             optimizer,
             generator,
-            self._values if strongest == STRONGEST else self._initial,
-            self._entries,
+            self._initial | dict(self._values),
+            self._entries if self._between else (),
         )
         if self._between and self._accuracy is not None:
             report.counts["accuracy"] = self._accuracy
