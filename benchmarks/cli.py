@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks list | run | tune | compare`."""
+"""The command line: `python -m benchmarks list | run | tune | compare | publish`."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ def _seeds(text: str) -> range:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
-    titles = "{list,run,tune,compare}"
+    titles = "{list,run,tune,compare,publish}"
     commands = main.add_subparsers(dest="command", required=True, metavar=titles, parser_class=_Parser)
 
     listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
@@ -70,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`")
     compare.add_argument("--format", default="table", metavar="F", help="table, csv, json or html (default: table)")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of printing")
+    publish = commands.add_parser("publish", help="write the table of finished runs to keep, with how it was made")
+    publish.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`, with one benchmark")
+    publish.add_argument("--output", type=Path, required=True, metavar="FILE", help="NAME.json")
+    publish.add_argument("--document", type=Path, metavar="FILE", help="Markdown with a place <!-- table NAME -->")
+    publish.add_argument(
+        "--command",
+        dest="lines",
+        action="append",
+        required=True,
+        metavar="C",
+        help="that made the runs; may be repeated",
+    )
     return main
 
 
@@ -227,6 +239,14 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"written: {arguments.output}")
 
 
+def _publish(arguments: argparse.Namespace) -> None:
+    from benchmarks.comparison.publishing import publish
+    from benchmarks.comparison.results import read_runs
+
+    publish(read_runs(arguments.directory), arguments.lines, arguments.output, arguments.document)
+    print(f"written: {', '.join(str(path) for path in (arguments.output, arguments.document) if path)}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -237,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, or 2 for a mistake of the user's, told in one line on standard error.
     """
     warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
-    commands = {"list": _list, "run": _run, "tune": _tune, "compare": _compare}
+    commands = {"list": _list, "run": _run, "tune": _tune, "compare": _compare, "publish": _publish}
     try:
         parsed = parser().parse_args(_expanded(sys.argv[1:] if arguments is None else arguments))
         commands[parsed.command](parsed)
