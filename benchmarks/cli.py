@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks list | run | tune | compare | publish`."""
+"""The command line: `python -m benchmarks list | run | tune | compare | publish | study | cost`."""
 
 import argparse
 import json
@@ -43,7 +43,7 @@ def _seeds(text: str) -> range:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     main = _Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
-    titles = "{list,run,tune,compare,publish}"
+    titles = "{list,run,tune,compare,publish,study,cost}"
     commands = main.add_subparsers(dest="command", required=True, metavar=titles, parser_class=_Parser)
 
     listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
@@ -82,7 +82,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="C",
         help="that made the runs; may be repeated",
     )
+    study = commands.add_parser("study", help="repeat a study of the methods’ sources: its runs, a table and a finding")
+    _add_study_arguments(study)
+    cost = commands.add_parser("cost", help="measure what watching, treating and loading cost on this machine")
+    _add_cost_arguments(cost)
     return main
+
+
+def _add_cost_arguments(cost: argparse.ArgumentParser) -> None:
+    cost.add_argument("--sections", default="watching,treating,loading,processes", metavar="A,B", help="default: all")
+    cost.add_argument("--rounds", type=_count, default=30, metavar="N", help="interleaved rounds (default: 30)")
+    cost.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, … (default: cpu)")
+    cost.add_argument("--threads", type=_count, default=1, metavar="N", help="CPU threads (default: 1)")
+    cost.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON, too")
+
+
+def _add_study_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="demon-pruning, dying-units, width-depth or hyper-hypo")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for its runs and its table")
+    command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
+    command.add_argument("--seeds", type=_count, metavar="N", help="run seeds 0 to N-1 (default: the study’s own)")
+    command.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
+    command.add_argument("--full", action="store_true", help="the full size, for hours, in place of minutes")
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
@@ -218,6 +240,17 @@ def _tune(arguments: argparse.Namespace) -> None:
     print(f"written: {path}; use it with: python -m benchmarks run {arguments.benchmark} --tuned {path} …")
 
 
+def _study(arguments: argparse.Namespace) -> None:
+    from benchmarks.studies import Asked, get_study, run_study
+
+    study = get_study(arguments.name)
+    seeds = arguments.seeds or (study.full_seeds if arguments.full else study.seeds)
+    asked = Asked(seeds, arguments.full, arguments.data, _device(arguments.device))
+    run_study(study, asked, arguments.out, arguments.jobs)
+    print((arguments.out / "study.txt").read_text(encoding="utf-8"), end="")
+    print(f"written: {arguments.out / 'study'}.txt, .csv and .json")
+
+
 def _device(name: str) -> str:
     import torch
 
@@ -247,6 +280,24 @@ def _publish(arguments: argparse.Namespace) -> None:
     print(f"written: {', '.join(str(path) for path in (arguments.output, arguments.document) if path)}")
 
 
+def _cost(arguments: argparse.Namespace) -> None:
+    from benchmarks.cost import measure
+    from benchmarks.cost.table import content, text
+    from benchmarks.settings import environment
+
+    sections = [section for section in arguments.sections.split(",") if section]
+    lines = list(measure(sections, _device(arguments.device), arguments.rounds, arguments.threads))
+    print(text(lines))
+    if arguments.output is not None:
+        words = f"--sections {arguments.sections} --rounds {arguments.rounds} --device {arguments.device}"
+        command = f"python -m benchmarks cost {words} --threads {arguments.threads}"
+        found = content(lines, environment(arguments.device), command)
+        try:
+            arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.output}: {error.strerror}") from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -257,7 +308,15 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0, or 2 for a mistake of the user's, told in one line on standard error.
     """
     warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
-    commands = {"list": _list, "run": _run, "tune": _tune, "compare": _compare, "publish": _publish}
+    commands = {
+        "list": _list,
+        "run": _run,
+        "tune": _tune,
+        "compare": _compare,
+        "publish": _publish,
+        "study": _study,
+        "cost": _cost,
+    }
     try:
         parsed = parser().parse_args(_expanded(sys.argv[1:] if arguments is None else arguments))
         commands[parsed.command](parsed)

@@ -1,0 +1,64 @@
+"""Times that can be compared on a noisy machine: interleaved blocks, and ratios within each round."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+Block = Callable[[], float]
+"""Runs a piece of work and returns how many seconds a unit of it took."""
+
+
+class Ratio(NamedTuple):
+    """How long one thing takes in units of another: the median over rounds, with a 95% bootstrap interval of it."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def clock(device: torch.device) -> float:
+    """Return the time in seconds, once a device has finished what it was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def interleave(blocks: Mapping[str, Block], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Run blocks in turn, every second round in reverse, so that what disturbs the machine disturbs all alike.
+
+    Args:
+        blocks: By name.
+        rounds: How often each is run and counted.
+        warm_up: Rounds before, which do not count.
+
+    Returns:
+        What each returned in each round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in blocks}
+    names = list(blocks)
+    for number in range(warm_up + rounds):
+        for name in names if number % 2 == 0 else names[::-1]:
+            seconds = blocks[name]()
+            if number >= warm_up:
+                times[name].append(seconds)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, base: str) -> Ratio:
+    """Compare two blocks by the median of their ratios within a round.
+
+    Args:
+        times: As `interleave` returned them.
+        name: The block in question.
+        base: The one that it is measured by.
+    """
+    ratios = np.array(times[name]) / np.array(times[base])
+    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
