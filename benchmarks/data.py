@@ -1,4 +1,4 @@
-"""Image data in memory: digits, MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100.
+"""Image data: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and Tiny ImageNet.
 
 `digits` comes with scikit-learn. The others are looked for in `--data DIR`, else in the folder named by the environment
 variable PLASTICITY_DATA, else in `~/.cache/avalanche-plasticity`; what is not there is downloaded into that folder
@@ -6,17 +6,21 @@ where there is a network. In the folder may lie, each file checked against its p
 
     cifar-100-python/   cifar-10-batches-py/    torchvision's own layout
     cifar-100-binary/   cifar-10-batches-bin/   the official "binary version"
-    MNIST/raw/          FashionMNIST/raw/       torchvision's own layout
+    MNIST/raw/          FashionMNIST/raw/       torchvision's own layout; the idx files may be packed (.gz)
+
+Tiny ImageNet is never downloaded: `benchmarks.image_files` says what is to lie in tiny-imagenet-200/.
 """
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import os
 import socket
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.image_files import ImageFiles, tiny_imagenet
 from plasticity.errors import UserError
 
 ENVIRONMENT_VARIABLE = "PLASTICITY_DATA"
@@ -35,13 +40,13 @@ DOWNLOAD_TIMEOUT = 60.0  # seconds without an answer
 class ImageData(NamedTuple):
     """A data set as it is stored: shared between callers, so not to be written to.
 
-    Pixels are uint8, (samples, channels, height, width), except those of digits: (samples, 64), from 0 to 16.
-    Labels are int64, (samples,), from 0 to classes - 1.
+    Pixels are uint8, (samples, channels, height, width), except those of digits: (samples, 64), from 0 to 16; those of
+    Tiny ImageNet are decoded as they are indexed. Labels are int64, (samples,), from 0 to classes - 1.
     """
 
-    train_x: Tensor
+    train_x: Tensor | ImageFiles
     train_y: Tensor
-    test_x: Tensor
+    test_x: Tensor | ImageFiles
     test_y: Tensor
 
 
@@ -130,7 +135,9 @@ SOURCES: dict[str, _Source] = {
         std=(0.2673, 0.2564, 0.2762),
     ),
 }
-NAMES = ("digits", *SOURCES)
+TINY_IMAGENET = "tiny-imagenet"
+TINY_IMAGENET_MEAN_STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)  # per channel, as in `_Source`
+NAMES = ("digits", *SOURCES, TINY_IMAGENET)
 
 
 def load(name: str, directory: Path | str | None = None) -> ImageData:
@@ -148,6 +155,8 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
     """
     if name == "digits":
         return _digits()
+    if name == TINY_IMAGENET:
+        return _tiny_imagenet(data_directory(directory).absolute())
     if name not in SOURCES:
         raise UserError(f"unknown data set {name!r}: known are {', '.join(NAMES)}")
     return _load(name, data_directory(directory).absolute())
@@ -171,9 +180,9 @@ def as_inputs(name: str, pixels: Tensor) -> Tensor:
     """
     if name == "digits":
         return pixels.float() / 16
-    source = SOURCES[name]
+    mean, std = TINY_IMAGENET_MEAN_STD if name == TINY_IMAGENET else (SOURCES[name].mean, SOURCES[name].std)
     shape = (-1, 1, 1)
-    return (pixels.float() / 255).sub_(torch.tensor(source.mean).view(shape)).div_(torch.tensor(source.std).view(shape))
+    return pixels.float().div_(255).sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 
 @functools.cache
@@ -192,6 +201,11 @@ def _digits() -> ImageData:
     )
 
 
+@functools.lru_cache(maxsize=1)
+def _tiny_imagenet(root: Path) -> ImageData:
+    return ImageData(*tiny_imagenet(root))
+
+
 @functools.lru_cache(maxsize=2)
 def _load(name: str, root: Path) -> ImageData:
     source = SOURCES[name]
@@ -207,10 +221,18 @@ def _load(name: str, root: Path) -> ImageData:
     return ImageData(*train, *test)
 
 
-def _checked(name: str, path: Path, md5: str) -> bytes:
-    if not path.is_file():
-        raise UserError(f"{name}: {path} is missing")
-    content = path.read_bytes()
+def _checked(name: str, path: Path, md5: str, packed: bool = False) -> bytes:
+    """Read a file and compare its md5; where `packed`, it may have been compressed, and its name then ends in .gz."""
+    archive = path.with_name(f"{path.name}.gz")
+    try:
+        if packed and not path.is_file() and archive.is_file():
+            content = gzip.decompress(archive.read_bytes())
+        elif path.is_file():
+            content = path.read_bytes()
+        else:
+            raise UserError(f"{name}: {path} is missing")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{name}: {archive} is corrupt: {error}") from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise UserError(f"{name}: {path} is corrupt: its md5 is {found}, expected {md5}")
@@ -218,8 +240,8 @@ def _checked(name: str, path: Path, md5: str) -> bytes:
 
 
 def _read_raw(name: str, folder: Path, files: dict[str, str]) -> tuple[Tensor, Tensor]:
-    contents = [_checked(name, folder / file, md5) for file, md5 in files.items()]
     label_bytes = SOURCES[name].label_bytes
+    contents = [_checked(name, folder / file, md5, packed=not label_bytes) for file, md5 in files.items()]
     if label_bytes:
         rows = np.frombuffer(b"".join(contents), np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
         pixels, labels = rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1]

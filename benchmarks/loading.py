@@ -10,7 +10,7 @@ Mini-batches and random numbers are those of Avalanche's own loader, also under 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -136,6 +136,36 @@ def experience_tensors(experience: Any, device: torch.device | str = "cpu") -> E
         columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     columns = [column.to(device) for column in columns]
     return ExperienceTensors(columns[0], columns[1], columns[-1] if hasattr(experience, "task_labels") else None)
+
+
+class StreamTensors(Sequence[ExperienceTensors]):
+    """The samples of every experience of a stream: kept as tensors as far as there is room, else made when asked for.
+
+    Args:
+        stream: An Avalanche stream, or a list of experiences.
+        device: Where the tensors are to lie.
+        room: How many bytes of inputs to keep.
+    """
+
+    def __init__(self, stream: Iterable[Any], device: torch.device | str = "cpu", room: int = 2**30):
+        self.experiences = list(stream)
+        self.device = device
+        self.room = room
+        self._kept: dict[int, ExperienceTensors] = {}
+
+    def __len__(self) -> int:
+        return len(self.experiences)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the samples of one experience."""
+        if index in self._kept:
+            return self._kept[index]
+        found = experience_tensors(self.experiences[index], self.device)
+        size = found.inputs.nbytes
+        if size <= self.room:
+            self.room -= size
+            self._kept[index] = found
+        return found
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ A network of your own joins by one line; its function gets what `StreamShape` ho
 
 import difflib
 import math
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ def build_model(name: str, num_classes: int, input_shape: tuple[int, ...], task_
     """Make a network with random weights, drawn from PyTorch's global random state.
 
     Args:
-        name: A registered name.
+        name: A registered name, or `mlp-3x128` with any other number of hidden layers and of units in each.
         num_classes: Width of a head.
         input_shape: Shape of one sample.
         task_labels: Whether there is a head for each task label.
@@ -48,6 +50,10 @@ def build_model(name: str, num_classes: int, input_shape: tuple[int, ...], task_
     Raises:
         UserError: If the name is unknown (lists those known), or the network cannot take such inputs.
     """
+    size = re.fullmatch(r"mlp-([1-9]\d*)x([1-9]\d*)", name)
+    if name not in MODELS and size:
+        depth, width = map(int, size.groups())
+        return mlp((width,) * depth, num_classes, tuple(input_shape), task_labels)
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -81,15 +87,19 @@ def with_head(trunk: nn.Module, features: int, num_classes: int, task_labels: bo
     return nn.Sequential(OrderedDict(trunk=trunk, head=nn.Linear(features, num_classes)))
 
 
-def mlp(num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
-    """Three hidden layers of 128 ReLU units."""
+def mlp(widths: Sequence[int], num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
+    """Hidden layers of ReLU units, of these widths."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    width = math.prod(input_shape)
-    for number in (1, 2, 3):
-        layers[f"linear{number}"] = nn.Linear(width, 128)
+    features = math.prod(input_shape)
+    _add_linear(layers, features, widths)
+    return with_head(nn.Sequential(layers), widths[-1], num_classes, task_labels)
+
+
+def _add_linear(layers: OrderedDict[str, nn.Module], features: int, widths: Sequence[int], first: int = 1) -> None:
+    for number, width in enumerate(widths, start=first):
+        layers[f"linear{number}"] = nn.Linear(features, width)
         layers[f"relu{number}"] = nn.ReLU()
-        width = 128
-    return with_head(nn.Sequential(layers), width, num_classes, task_labels)
+        features = width
 
 
 def pairs_conv(num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
@@ -104,20 +114,40 @@ def pairs_conv(num_classes: int, input_shape: tuple[int, ...], task_labels: bool
         channels, size = width, [(side - kernel) // 2 + 1 for side in size]
     layers["flatten"] = nn.Flatten()
     features = channels * math.prod(size)
-    for number in (4, 5):
-        layers[f"linear{number}"] = nn.Linear(features, 128)
+    _add_linear(layers, features, (128, 128), first=4)
+    return with_head(nn.Sequential(layers), 128, num_classes, task_labels)
+
+
+def l2_init_conv(num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
+    """Two convolutions of 16 channels, 5x5, each with max pooling by 2, and two linear layers of 100; ReLU.
+
+    Source:
+        Kumar et al. 2023 (L2 Init), with the two linear layers of the authors' code.
+    """
+    if len(input_shape) != 3 or min(input_shape[1:]) < 16:
+        raise UserError(f"l2-init-conv needs images of at least 16x16 pixels, not inputs of shape {input_shape}")
+    channels, *size = input_shape
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number in (1, 2):
+        layers[f"conv{number}"] = nn.Conv2d(channels, 16, 5)
         layers[f"relu{number}"] = nn.ReLU()
-        features = 128
-    return with_head(nn.Sequential(layers), features, num_classes, task_labels)
+        layers[f"pool{number}"] = nn.MaxPool2d(2)
+        channels, size = 16, [(side - 4) // 2 for side in size]
+    layers["flatten"] = nn.Flatten()
+    _add_linear(layers, channels * math.prod(size), (100, 100), first=3)
+    return with_head(nn.Sequential(layers), 100, num_classes, task_labels)
 
 
 def slim_resnet18(num_classes: int, input_shape: tuple[int, ...], task_labels: bool) -> nn.Module:
     """ResNet-18 of 20 channels, as Avalanche's (Lopez-Paz & Ranzato 2017), or its variant of many heads."""
-    if input_shape != (3, 32, 32):
-        raise UserError(f"slim-resnet18 needs inputs of shape (3, 32, 32), not {input_shape}")
-    return MultiHeadSlimResNet18(num_classes) if task_labels else SlimResNet18(num_classes)
+    if len(input_shape) != 3 or input_shape[0] != 3 or input_shape[1] != input_shape[2] or input_shape[1] % 32:
+        raise UserError(f"slim-resnet18 needs inputs of shape (3, 32, 32) or (3, 64, 64), …, not {input_shape}")
+    kind = MultiHeadSlimResNet18 if task_labels else SlimResNet18
+    return kind(num_classes, size=input_shape[1])
 
 
-register_model("mlp-3x128", mlp)
+register_model("mlp-3x128", partial(mlp, (128, 128, 128)))
 register_model("pairs-conv", pairs_conv)
 register_model("slim-resnet18", slim_resnet18)
+register_model("mlp-2x100", partial(mlp, (100, 100)))
+register_model("l2-init-conv", l2_init_conv)

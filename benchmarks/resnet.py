@@ -52,9 +52,10 @@ class Block(nn.Module):
         return self.relu2(out + self.shortcut(x))
 
 
-def _add_layers(model: nn.Module, widths: Sequence[int], crelu: bool) -> int:
+def _add_layers(model: nn.Module, widths: Sequence[int], crelu: bool, size: int) -> int:
     """Add all but the head; returns the number of features that it gets."""
     model.widths = tuple(widths)
+    model.size = size
     model.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(widths[0])
     model.relu = CReLU(-3) if crelu else nn.ReLU()
@@ -63,7 +64,7 @@ def _add_layers(model: nn.Module, widths: Sequence[int], crelu: bool) -> int:
         first = Block(inputs, channels, 1 if stage == 1 else 2, crelu)
         model.add_module(f"layer{stage}", nn.Sequential(first, Block(channels, channels, 1, crelu)))
         inputs = channels
-    model.pool = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+    model.pool = nn.Sequential(nn.AvgPool2d(size // 8), nn.Flatten())
     return 2 * inputs if crelu else inputs
 
 
@@ -81,11 +82,12 @@ class SlimResNet18(nn.Module):
         num_classes: Width of the head.
         widths: Channels of the four stages.
         crelu: Whether activations are CReLU; a shortcut without weights then passes on what ReLU would.
+        size: Height and width of the images, a multiple of 32.
     """
 
-    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False):
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False, size: int = 32):
         super().__init__()
-        self.linear = nn.Linear(_add_layers(self, widths, crelu), num_classes)
+        self.linear = nn.Linear(_add_layers(self, widths, crelu, size), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(_features(self, x))
@@ -94,9 +96,9 @@ class SlimResNet18(nn.Module):
 class MultiHeadSlimResNet18(MultiTaskModule):
     """With a head for each task label; arguments as in `SlimResNet18`."""
 
-    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False):
+    def __init__(self, num_classes: int, widths: Sequence[int] = WIDTHS, crelu: bool = False, size: int = 32):
         super().__init__()
-        self.linear = MultiHeadClassifier(_add_layers(self, widths, crelu), num_classes)
+        self.linear = MultiHeadClassifier(_add_layers(self, widths, crelu, size), num_classes)
 
     def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
         return self.linear(_features(self, x), task_labels)
@@ -104,9 +106,9 @@ class MultiHeadSlimResNet18(MultiTaskModule):
 
 @register_crelu(SlimResNet18)
 def _with_crelu(network: SlimResNet18, widths: Widths) -> SlimResNet18:
-    return SlimResNet18(network.linear.out_features, widths(network.widths), crelu=True)
+    return SlimResNet18(network.linear.out_features, widths(network.widths), True, network.size)
 
 
 @register_crelu(MultiHeadSlimResNet18)
 def _with_crelu_and_heads(network: MultiHeadSlimResNet18, widths: Widths) -> MultiHeadSlimResNet18:
-    return MultiHeadSlimResNet18(network.linear.starting_out_features, widths(network.widths), crelu=True)
+    return MultiHeadSlimResNet18(network.linear.starting_out_features, widths(network.widths), True, network.size)

@@ -1,6 +1,6 @@
 """The samples of an Avalanche data set as tensors, exactly as iterating over it would give them.
 
-Avalanche's data sets are trees of subsets and concatenations. Where the leaves are `TensorDataset`s and no
+Avalanche's data sets are trees of subsets and concatenations. Where the leaves are `TensorDataset`s or `Images` and no
 transformation lies in between, whole tensors can be indexed instead of one sample after another.
 """
 
@@ -16,6 +16,7 @@ from avalanche.benchmarks.utils.data import _FlatDataWithTransform
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
 
+from benchmarks.images import Images
 from plasticity.errors import UserError
 
 
@@ -27,7 +28,7 @@ def dataset_tensors(dataset: Any) -> list[Tensor]:
     """Get all samples of a data set as tensors, one for each element of a sample.
 
     Args:
-        dataset: An `AvalancheDataset`, or a `TensorDataset`, `Subset` or `ConcatDataset` of PyTorch's.
+        dataset: An `AvalancheDataset`, an `Images`, or a `TensorDataset`, `Subset` or `ConcatDataset` of PyTorch's.
 
     Returns:
         What collating all samples would give: inputs, labels, and further columns such as the task labels, each
@@ -54,6 +55,8 @@ def _select(data: Any, index: Tensor | None) -> list[Tensor]:
         return _select(data.dataset, own if index is None else own[index])
     if kind is ConcatDataset:
         return _select_parts([partial(_select, part) for part in data.datasets], data.cumulative_sizes, index)
+    if kind is Images:
+        return data.select(index)
     if kind in (TensorDataset, _TensorClassificationDataset):
         columns = [c if index is None else c[index.to(c.device)] for c in data.tensors]
         if kind is _TensorClassificationDataset:  # hands out labels as Python numbers

@@ -14,11 +14,11 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from benchmarks.comparison.measures import result_measures
-from benchmarks.loading import ExperienceTensors, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.loading import ExperienceTensors, StreamTensors, TensorLoaderPlugin, evaluate, experience_tensors
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.settings import FORMAT, RunSettings
-from benchmarks.streams import get_benchmark, stream_shape
+from benchmarks.streams import get_benchmark, mini_experiences, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
 from plasticity.metrics import JSONLinesLogger
@@ -67,7 +67,8 @@ def _make(
         optimizer = _benchmark_optimizer(settings, model)
     elif settings.momentum or settings.weight_decay:
         raise UserError(f"{settings.strategy} has an optimizer of its own, which takes no momentum and no weight decay")
-    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences)
+    online = get_benchmark(settings.benchmark).online is not None
+    context = Context(network, settings.seed, settings.epochs, settings.batch_size, settings.experiences, online)
     return model, optimizer, build_plugins(settings.strategy, context)
 
 
@@ -136,8 +137,10 @@ def _run(
     progress: Report,
 ) -> dict[str, Any]:
     fresh = "fresh" in settings.strategy.split("+")
-    tests = [experience_tensors(experience, strategy.device) for experience in stream.test_stream]
+    tests = StreamTensors(stream.test_stream, strategy.device)
     size = len(tests)
+    benchmark = get_benchmark(settings.benchmark)
+    scored = list(range(0, size, benchmark.scored_every))
     matrix: list[list[float | None]] = []
     units: list[dict[str, Any]] = []
     online_accuracy: list[float | None] = []
@@ -150,12 +153,13 @@ def _run(
     before_learning: list[float | None] = []
     for index, experience in enumerate(stream.train_stream):
         before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
+        shown = mini_experiences(experience, benchmark.online, settings.seed) if benchmark.online else [experience]
         with stopwatch.running():
-            strategy.train(experience)
+            strategy.train(shown, eval_streams=[])
         online_accuracy.append(online.take())
         log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online_accuracy[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
-        asked = [index] if fresh and index < size - 1 else range(index + 1)
+        asked = [index] if fresh and index < scored[-1] else range(index + 1)
         row: list[float | None] = [None] * size
         for other in asked:
             row[other] = evaluate(strategy.model, tests[other])
@@ -171,6 +175,7 @@ def _run(
         "strategy": settings.strategy,
         "seed": settings.seed,
         "experiences": size,
+        "scored": scored,
         "accuracy_matrix": matrix,
         "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
         "online_accuracy": online_accuracy,

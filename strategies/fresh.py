@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.utils import _at_task_boundary
 from torch import nn
 
 from plasticity.errors import UserError
@@ -12,6 +13,8 @@ from plasticity.errors import UserError
 
 class FreshNetworkPlugin(SupervisedPlugin[Any]):
     """Gives the model new random weights and the optimizer an empty state before each experience but the first.
+
+    An online stream, of which an experience comes a few samples at a time, has to tell where they begin.
 
     Parameters are overwritten in place, so that whatever holds them goes on to work. A head that has grown, or that
     belongs to a task the new network does not know of, draws its weights by `reset_parameters`.
@@ -27,6 +30,8 @@ class FreshNetworkPlugin(SupervisedPlugin[Any]):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Start anew, once the head has been adapted to the experience."""
+        if not _at_task_boundary(strategy.experience):
+            return
         self.experiences += 1
         if self.experiences > 1:
             renew(strategy.model, self.network())

@@ -1,16 +1,17 @@
 """Streams and the networks that go with them."""
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from avalanche.models import MultiTaskModule
+from stream_cases import built, columns, same, use_small_data
 from torch import nn
 
 from benchmarks import data, models, streams
-from benchmarks.data import ImageData
 from benchmarks.models import build_model, register_model
 from benchmarks.streams import Benchmark, StreamSettings, get_benchmark, register_benchmark, stream_shape
 from benchmarks.tensors import dataset_tensors
@@ -19,45 +20,42 @@ from plasticity.errors import UserError
 
 @pytest.fixture
 def images(monkeypatch):
-    """Small stand-ins for the CIFAR data: every pixel of a sample is its class."""
-
-    def load(name, directory=None):
-        if name == "digits":
-            return data.load(name)
-        classes = {"cifar10": 10, "cifar100": 100}[name]
-        labels = torch.arange(classes).repeat(3)
-        pixels = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous()
-        return ImageData(pixels, labels, pixels[:classes], labels[:classes])
-
-    monkeypatch.setattr("benchmarks.streams.builders.load", load)
-
-
-def built(name, **settings):
-    benchmark = get_benchmark(name)
-    resolved = benchmark.resolve(StreamSettings(**settings))
-    return benchmark.build(resolved), resolved
-
-
-def columns(stream):
-    return [dataset_tensors(experience.dataset) for experience in stream]
-
-
-def same(one, other):
-    pairs = zip(columns(one), columns(other), strict=True)
-    return all(torch.equal(a, b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
+    use_small_data(monkeypatch)
 
 
 @pytest.mark.parametrize("name", list(streams.BENCHMARKS))
 def test_the_seed_and_nothing_else_decides_a_stream(name, images):
-    experiences = {"permuted-digits": 3}.get(name)
+    experiences = min(get_benchmark(name).experiences, 4)
     one, _ = built(name, seed=1, experiences=experiences)
     torch.manual_seed(99)
     before = torch.get_rng_state()
     again, _ = built(name, seed=1, experiences=experiences)
     other, _ = built(name, seed=2, experiences=experiences)
-    assert torch.equal(before, torch.get_rng_state())
+    assert len(one.train_stream) == len(one.test_stream) == experiences
     assert same(one.train_stream, again.train_stream) and same(one.test_stream, again.test_stream)
+    assert torch.equal(before, torch.get_rng_state())
     assert not same(one.train_stream, other.train_stream)
+
+
+@pytest.mark.parametrize("name", list(streams.BENCHMARKS))
+def test_every_stream_has_its_network_and_says_where_it_comes_from(name, images):
+    benchmark = get_benchmark(name)
+    assert benchmark.source and len(benchmark.summary) <= 110 and "/" not in name
+    assert benchmark.scenario in benchmark.scenarios
+    for scenario in benchmark.scenarios:
+        stream, settings = built(name, scenario=scenario, experiences=2)
+        shape = stream_shape(stream, settings)
+        network = build_model(benchmark.model, *shape)
+        inputs, labels, tasks = dataset_tensors(stream.train_stream[1].dataset)
+        assert inputs.dtype == torch.float32 and labels.dtype == torch.int64
+        assert set(tasks.tolist()) == {1 if scenario == "task" else 0}
+        for experience in (*stream.train_stream, *stream.test_stream):
+            assert experience.classes_in_this_experience == sorted(set(experience.dataset.targets))
+        output = network.eval()(inputs[:2], *([torch.zeros(2, dtype=torch.int64)] if shape.task_labels else []))
+        assert output.shape == (2, shape.num_classes)
+    for scenario in set(streams.SCENARIOS) - set(benchmark.scenarios):
+        with pytest.raises(UserError, match=f"{re.escape(name)} has no scenario '{scenario}': possible is"):
+            built(name, scenario=scenario)
 
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
@@ -143,6 +141,11 @@ def test_classes_that_cannot_be_shared_out_equally():
         ("cifar100-pairs", {"experiences": 51}, ["51", "1 to 50"]),
         ("permuted-digits", {"scenario": "class"}, ["'class'", "domain, task"]),
         ("split-digits", {"scenario": "online"}, ["'online'", "class, task, domain"]),
+        ("split-mnist", {"experiences": 11}, ["10 classes of mnist", "11", "1 to 10"]),
+        ("cifar100-5+1", {"experiences": 33}, ["100 classes", "33", "5 and 1", "1 to 32"]),
+        ("cifar100-incremental", {"experiences": 21}, ["100 classes", "21", "5 more", "1 to 20"]),
+        ("cifar10-warm-start", {"experiences": 1}, ["at least 2", "10% of cifar10"]),
+        ("cifar10-corruptions", {"experiences": 47}, ["45 corrupted domains", "1 to 46"]),
     ],
 )
 def test_impossible_settings(name, settings, words, images):
@@ -184,7 +187,8 @@ def test_a_stream_and_a_model_of_ones_own(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "input_shape"),
     [("mlp-3x128", (64,)), ("mlp-3x128", (1, 28, 28)), ("pairs-conv", (3, 32, 32)), ("pairs-conv", (1, 28, 28))]
-    + [("slim-resnet18", (3, 32, 32))],
+    + [("slim-resnet18", (3, 32, 32)), ("slim-resnet18", (3, 64, 64)), ("mlp-2x100", (784,)), ("mlp-5x7", (64,))]
+    + [("l2-init-conv", (3, 32, 32)), ("l2-init-conv", (1, 28, 28))],
 )
 def test_models(name, input_shape, task_labels):
     torch.manual_seed(3)
@@ -214,8 +218,39 @@ def test_pairs_conv_layers():
     build_model("pairs-conv", 2, (1, 17, 17))(torch.rand(1, 1, 17, 17))
 
 
+def test_layers_of_an_mlp():
+    for name, widths in (("mlp-3x128", [128] * 3), ("mlp-2x100", [100] * 2), ("mlp-5x7", [7] * 5)):
+        network = build_model(name, 3, (4, 4))
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        sizes = [(layer.in_features, layer.out_features) for layer in layers]
+        assert sizes == list(zip([16, *widths], [*widths, 3], strict=True))
+        assert sum(isinstance(module, nn.ReLU) for module in network.modules()) == len(widths)
+    for name in ("mlp-0x5", "mlp-5x0", "mlp-5", "mlp-2x100x3"):
+        with pytest.raises(UserError, match=f"unknown model '{name}'"):
+            build_model(name, 3, (4,))
+
+
+def test_l2_init_conv_layers():
+    trunk = build_model("l2-init-conv", 10, (3, 32, 32)).trunk
+    assert [type(module).__name__ for module in trunk] == [
+        *["Conv2d", "ReLU", "MaxPool2d"] * 2,
+        "Flatten",
+        *["Linear", "ReLU"] * 2,
+    ]
+    convolutions = [module for module in trunk if isinstance(module, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
+        (3, 16, (5, 5), (1, 1)),
+        (16, 16, (5, 5), (1, 1)),
+    ]
+    linear = [module for module in trunk if isinstance(module, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(400, 100), (100, 100)]
+    build_model("l2-init-conv", 2, (1, 16, 16))(torch.rand(1, 1, 16, 16))
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"), [("pairs-conv", (64,)), ("pairs-conv", (3, 16, 32)), ("slim-resnet18", (1, 28, 28))]
+    ("name", "shape"),
+    [("pairs-conv", (64,)), ("pairs-conv", (3, 16, 32)), ("slim-resnet18", (1, 28, 28)), ("slim-resnet18", (3, 32, 64))]
+    + [("slim-resnet18", (3, 48, 48)), ("l2-init-conv", (64,)), ("l2-init-conv", (3, 15, 32))],
 )
 def test_inputs_that_a_model_cannot_take(name, shape):
     with pytest.raises(UserError, match=name):

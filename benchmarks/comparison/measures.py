@@ -205,6 +205,8 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
       its accuracy on earlier experiences fell; see `damage`;
     - treated_units: see there.
 
+    Measures of accuracy are over the experiences that are `scored`, where the run says which.
+
     Args:
         result: What result.json holds, its fields valid; those that early runs do not have may be absent.
         fresh: whether every experience had a new network.
@@ -213,18 +215,22 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
         The measures by name; None where undefined.
     """
     units, size = result["units"], len(result["accuracy_matrix"])
+    scored = result.get("scored", range(size))
+    matrix = as_accuracy_matrix(result["accuracy_matrix"])[np.ix_(scored, scored)]
     hidden = [sum(layer["size"] for layer in entry["layers"].values()) for entry in units]
     treatments = result["treatments"]
     # Runs of before this field: naive does nothing, fresh's networks are known, others tell what they did.
     counted = result.get("counts_treated_units", bool(treatments) or fresh or result["strategy"] == "naive")
-    absent = [None] * size
+
+    def of_scored(name: str) -> list[float | None]:
+        values = result.get(name, [None] * size)
+        return [values[index] for index in scored]
+
     return {
-        **run_measures(result["accuracy_matrix"], fresh),
+        **run_measures(matrix, fresh),
         **{name: units[-1].get(name) for name in UNIT_MEASURES},
-        "average_online_accuracy": _mean(result.get("online_accuracy", absent)),
-        "forward_transfer": forward_transfer(
-            result.get("accuracy_before_learning", absent), result.get("untrained_accuracy", absent)
-        ),
+        "average_online_accuracy": _mean(of_scored("online_accuracy")),
+        "forward_transfer": forward_transfer(of_scored("accuracy_before_learning"), of_scored("untrained_accuracy")),
         "dead_unit_area": _mean([entry["dead_fraction"] for entry in units]),
         **damage(treatments),
         "treated_units": treated_units(treatments, hidden, counted, fresh),

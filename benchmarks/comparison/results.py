@@ -26,9 +26,9 @@ class Run:
         benchmark: name of the benchmark.
         strategy: name of the strategy.
         seed: the seed of the run.
-        accuracy_matrix: shape (T, T), NaN where nothing was measured.
+        accuracy_matrix: shape (S, S) for the S experiences that are scored, NaN where nothing was measured.
         units: T entries, what the hidden units did after each experience.
-        online_accuracy: shape (T,), accuracy of each experience's training mini-batches before their updates, NaN where
+        online_accuracy: shape (S,), accuracy of each experience's training mini-batches before their updates, NaN where
             it was not measured.
         treatments: what the plugins of the run report of their interventions.
         measures: the run's measures by name; None where undefined.
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def learning_accuracy(self) -> np.ndarray:
-        """Test accuracy on each experience just after learning it, shape (T,)."""
+        """Test accuracy on each experience just after learning it, shape (S,)."""
         return self.accuracy_matrix.diagonal()
 
 
@@ -96,6 +96,8 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{path}: {error}") from error
     matrix = as_accuracy_matrix(result["accuracy_matrix"])
     online = np.array(result.get("online_accuracy", [None] * len(matrix)), dtype=np.float64)
+    scored = result.get("scored", range(len(matrix)))
+    matrix, online = matrix[np.ix_(scored, scored)], online[scored]
     units, treatments = result["units"], result["treatments"]
     return Run(benchmark, strategy, seed, matrix, units, online, treatments, measures, settings, environment)
 

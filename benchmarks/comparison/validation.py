@@ -162,6 +162,9 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
         if count != experiences:
             raise ValueError(f"{name} should have {experiences} entries, one an experience, not {count}")
     run_measures(matrix, fresh)  # complains of a matrix with holes in it
+    scored = result.get("scored", list(range(experiences)))  # early runs score all
+    if not isinstance(scored, list) or not scored or scored != [i for i in range(experiences) if i in scored]:
+        raise ValueError(f"scored should list some of the experiences 0 to {experiences - 1}, in order")
     for i, value in enumerate(learned):
         if not _same(number(value, f"learning_accuracy[{i}]", 1), matrix[i, i]):
             raise ValueError(f"learning_accuracy[{i}] disagrees with the diagonal of accuracy_matrix")

@@ -52,6 +52,8 @@ class Benchmark:
         epochs: Passes over each experience.
         scenario: The default one of `scenarios`.
         scenarios: What `--scenario` may ask for.
+        scored_every: Of how many experiences one is tested, beginning with the first; the others are only trained on.
+        online: How many samples are shown at a time, `epochs` times before the next; None: whole experiences.
         source: Where the set-up comes from.
     """
 
@@ -66,6 +68,8 @@ class Benchmark:
     epochs: int = 5
     scenario: str = "class"
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    scored_every: int = 1
+    online: int | None = None
     source: str = ""
 
     def resolve(self, settings: StreamSettings) -> StreamSettings:

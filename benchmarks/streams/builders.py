@@ -1,29 +1,30 @@
-"""Streams made from the data sets: split by classes, or permuted."""
+"""An Avalanche benchmark from images or tensors, and what the functions that choose them share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.data import ImageData, as_inputs, load
+from benchmarks.data import ImageData, load
+from benchmarks.images import Images
 from benchmarks.streams.benchmark import StreamSettings
-from plasticity.errors import UserError
 
 if TYPE_CHECKING:  # imports Avalanche, which takes seconds
     from avalanche.benchmarks import CLScenario
 
-Part = tuple[Tensor, Tensor]  # inputs, labels
+Part = Images | tuple[Tensor, Tensor]  # inputs, labels
 
 
 def make_stream(train: Sequence[Part], test: Sequence[Part], scenario: str) -> "CLScenario":
-    """Make an Avalanche benchmark from tensors.
+    """Make an Avalanche benchmark from images or tensors.
 
     Every experience carries task labels, as those of Avalanche's own benchmarks do: its number where the scenario is
     "task", else 0.
 
     Args:
-        train: Inputs (samples, ...) and int64 labels (samples,) of each experience.
+        train: Of each experience an `Images`, or inputs (samples, ...) and int64 labels (samples,).
         test: Likewise; as many.
         scenario: One of `SCENARIOS`.
     """
@@ -36,11 +37,15 @@ def make_stream(train: Sequence[Part], test: Sequence[Part], scenario: str) -> "
     )
     from torch.utils.data import TensorDataset
 
+    known: dict[int, DataAttribute[int]] = {}  # experiences that have the same labels share them
+
     def dataset(part: Part, index: int) -> TaskAwareSupervisedClassificationDataset:
-        inputs, labels = part
+        labels = part.labels if isinstance(part, Images) else part[1]
+        targets = known.setdefault(id(labels), DataAttribute(labels.tolist(), "targets"))
         task = index if scenario == "task" else 0
-        attributes = [DataAttribute(labels.tolist(), "targets"), TaskLabels(ConstantSequence(task, len(labels)))]
-        return TaskAwareSupervisedClassificationDataset([TensorDataset(inputs, labels)], data_attributes=attributes)
+        attributes = [targets, TaskLabels(ConstantSequence(task, len(labels)))]
+        samples = part if isinstance(part, Images) else TensorDataset(*part)
+        return TaskAwareSupervisedClassificationDataset([samples], data_attributes=attributes)
 
     streams = {
         name: [dataset(part, index) for index, part in enumerate(parts)]
@@ -55,61 +60,21 @@ def make_stream(train: Sequence[Part], test: Sequence[Part], scenario: str) -> "
     return benchmark
 
 
-def split_stream(dataset: str, settings: StreamSettings, *, classes_each: int | None = None) -> "CLScenario":
-    """Split a data set by classes, in an order drawn from the seed.
-
-    In the class scenario classes are numbered in the order in which they appear.
-
-    Args:
-        dataset: A name in `benchmarks.data`.
-        settings: Without None but for `data`.
-        classes_each: Classes in an experience, some classes being left out where there are too few experiences; None:
-            all classes, shared out; where they cannot be shared out equally, the first experiences have one more.
-
-    Raises:
-        UserError: If there are too few classes for that number of experiences.
-    """
-    data = load(dataset, settings.data)
-    count, asked = 1 + int(data.train_y.max()), settings.experiences or 1
-    smallest = classes_each or (1 if settings.scenario == "class" else 2)  # one class alone is nothing to learn
-    if not 1 <= asked <= count // smallest:
-        raise UserError(
-            f"the {count} classes of {dataset} cannot be split into {asked} experiences "
-            f"(scenario {settings.scenario}): possible is 1 to {count // smallest}"
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.seed))
-    groups = order[: asked * classes_each if classes_each else count].tensor_split(asked)
-
-    def parts(pixels: Tensor, labels: Tensor) -> list[Part]:
-        found = []
-        first = 0
-        for classes in groups:
-            new = torch.full((count,), -1)
-            new[classes] = torch.arange(len(classes)) + (first if settings.scenario == "class" else 0)
-            first += len(classes)
-            chosen = torch.nonzero(new[labels] >= 0).flatten()
-            found.append((as_inputs(dataset, pixels[chosen]), new[labels[chosen]]))
-        return found
-
-    train_x, train_y, test_x, test_y = data
-    return make_stream(parts(train_x, train_y), parts(test_x, test_y), str(settings.scenario))
+def read(dataset: str, settings: StreamSettings) -> ImageData:
+    """Read the data set of a stream, as `benchmarks.data.load`."""
+    return load(dataset, settings.data)
 
 
-def permuted_stream(dataset: str, settings: StreamSettings) -> "CLScenario":
-    """Show a data set again and again, each time with its pixels in another order, drawn from the seed.
-
-    Every experience is permuted, the first too, so that all are equally hard. All have all classes.
+def derived_seed(seed: int, *purpose: int) -> int:
+    """Return a seed of its own for each purpose, so that one more draw for one leaves the others as they are.
 
     Args:
-        dataset: A name in `benchmarks.data`.
-        settings: Without None but for `data`.
+        seed: The seed of the stream.
+        purpose: Numbers of at least 0, which must not be the same for two purposes in a stream.
     """
-    data: ImageData = load(dataset, settings.data)
-    train, test = (as_inputs(dataset, pixels).flatten(1) for pixels in (data.train_x, data.test_x))
-    generator = torch.Generator().manual_seed(settings.seed)
-    orders = [torch.randperm(train.shape[1], generator=generator) for _ in range(settings.experiences or 1)]
-    return make_stream(
-        [(train[:, order], data.train_y) for order in orders],
-        [(test[:, order], data.test_y) for order in orders],
-        str(settings.scenario),
-    )
+    return int(np.random.SeedSequence(seed % 2**64, spawn_key=purpose).generate_state(1)[0])
+
+
+def generator(settings: StreamSettings, *purpose: int) -> torch.Generator:
+    """Return a source of random numbers of its own for each purpose; see `derived_seed`."""
+    return torch.Generator().manual_seed(derived_seed(settings.seed, *purpose))

@@ -1,0 +1,170 @@
+"""The streams that are there by name, each with defaults that end in minutes on two CPU cores."""
+
+from functools import partial
+
+from benchmarks.streams.benchmark import Benchmark
+from benchmarks.streams.corrupted import corrupted_stream
+from benchmarks.streams.l2_init import SUITE
+from benchmarks.streams.online import online
+from benchmarks.streams.repeats import permuted_stream, random_label_stream, warm_start_stream
+from benchmarks.streams.splits import alternating_stream, incremental_stream, split_stream
+
+WHOLE = (
+    Benchmark(
+        name="permuted-digits",
+        summary="scikit-learn's digits, 8x8, the pixels in another order in every experience (no download)",
+        stream=partial(permuted_stream, "digits"),
+        experiences=60,
+        model="mlp-3x128",
+        learning_rate=5e-3,
+        scenario="domain",
+        scenarios=("domain", "task"),
+        source="after permuted MNIST (Goodfellow et al. 2014; Dohare et al. 2024), small enough for any machine",
+    ),
+    Benchmark(
+        name="split-digits",
+        summary="scikit-learn's digits, 8x8, 5 experiences of 2 classes (no download)",
+        stream=partial(split_stream, "digits"),
+        experiences=5,
+        model="mlp-3x128",
+        source="after split MNIST (Zenke et al. 2017)",
+    ),
+    Benchmark(
+        name="permuted-mnist",
+        summary="MNIST, the pixels in another order in every experience, one pass over each (any number of them)",
+        stream=partial(permuted_stream, "mnist", test_samples=2000),
+        experiences=40,
+        model="mlp-3x128",
+        epochs=1,
+        scenario="domain",
+        scenarios=("domain", "task"),
+        source="online permuted MNIST of Dohare et al. 2024 (800 experiences, mini-batches of one, 3x2000 units); "
+        "tested on 2,000 images",
+    ),
+    Benchmark(
+        name="random-label-mnist",
+        summary="MNIST, 1,200 images whose labels are random and others in every experience: learning by heart",
+        stream=partial(random_label_stream, "mnist"),
+        experiences=30,
+        model="mlp-3x128",
+        epochs=50,
+        scenario="domain",
+        scenarios=("domain", "task"),
+        source="after Kumar et al. 2023 (L2 Init), shorter; tested on the training images",
+    ),
+    Benchmark(
+        name="random-label-cifar10",
+        summary="CIFAR-10, 1,200 images whose labels are random and others in every experience: learning by heart",
+        stream=partial(random_label_stream, "cifar10"),
+        experiences=30,
+        model="pairs-conv",
+        epochs=30,
+        scenario="domain",
+        scenarios=("domain", "task"),
+        source="after Kumar et al. 2023 (L2 Init), shorter; tested on the training images",
+    ),
+    Benchmark(
+        name="split-mnist",
+        summary="MNIST, 5 experiences of 2 classes",
+        stream=partial(split_stream, "mnist"),
+        experiences=5,
+        model="mlp-3x128",
+        epochs=2,
+        source="Zenke et al. 2017; network and epochs chosen here",
+    ),
+    Benchmark(
+        name="split-fashion-mnist",
+        summary="Fashion-MNIST, 5 experiences of 2 classes",
+        stream=partial(split_stream, "fashion"),
+        experiences=5,
+        model="mlp-3x128",
+        epochs=2,
+        source="after split MNIST (Zenke et al. 2017)",
+    ),
+    Benchmark(
+        name="split-cifar10",
+        summary="CIFAR-10, 5 experiences of 2 classes",
+        stream=partial(split_stream, "cifar10"),
+        experiences=5,
+        model="slim-resnet18",
+        optimizer="sgd",
+        learning_rate=0.03,
+        source="network and plain SGD of Lopez-Paz & Ranzato 2017; step size and epochs chosen here",
+    ),
+    Benchmark(
+        name="split-cifar100",
+        summary="CIFAR-100, 10 experiences of 10 classes",
+        stream=partial(split_stream, "cifar100"),
+        experiences=10,
+        model="slim-resnet18",
+        optimizer="sgd",
+        learning_rate=0.03,
+        source="network and plain SGD of Lopez-Paz & Ranzato 2017; step size and epochs chosen here",
+    ),
+    Benchmark(
+        name="split-tiny-imagenet",
+        summary="Tiny ImageNet, 64x64, 10 experiences of 20 classes (not downloaded: needs tiny-imagenet-200/)",
+        stream=partial(split_stream, "tiny-imagenet"),
+        experiences=10,
+        model="pairs-conv",
+        epochs=2,
+        source="10 experiences as usual (e.g. Buzzega et al. 2020); network and epochs chosen here, for a CPU",
+    ),
+    Benchmark(
+        name="cifar100-pairs",
+        summary="CIFAR-100, 50 experiences of 2 classes, a head each: a network stops learning about half-way",
+        stream=partial(split_stream, "cifar100", classes_each=2),
+        experiences=50,
+        model="pairs-conv",
+        learning_rate=5e-3,
+        epochs=10,
+        scenario="task",
+        source="after Continual ImageNet (Dohare et al. 2024), small enough for a CPU",
+    ),
+    Benchmark(
+        name="cifar100-5+1",
+        summary="CIFAR-100, 30 experiences of 5 classes (hard) and of 1 (easy) in turn; only hard ones are tested",
+        stream=partial(alternating_stream, "cifar100", hard=5, easy=1),
+        experiences=30,
+        model="pairs-conv",
+        epochs=10,
+        scored_every=2,
+        source="5+1 CIFAR of Kumar et al. 2023 (L2 Init), with the network of cifar100-pairs",
+    ),
+    Benchmark(
+        name="cifar100-incremental",
+        summary="CIFAR-100, 5 more classes in every experience, with all data of the earlier ones: nothing to forget",
+        stream=partial(incremental_stream, "cifar100", classes_each=5),
+        experiences=20,
+        model="pairs-conv",
+        epochs=2,
+        scenarios=("class",),
+        source="Dohare et al. 2024 (a residual network, 200 epochs an experience), small enough for a CPU",
+    ),
+    Benchmark(
+        name="cifar10-warm-start",
+        summary="CIFAR-10, a tenth of the images, then all of them (with more experiences: in equal steps)",
+        stream=partial(warm_start_stream, "cifar10"),
+        experiences=2,
+        model="pairs-conv",
+        batch_size=128,
+        epochs=20,
+        scenario="domain",
+        scenarios=("domain",),
+        source="Ash & Adams 2020; a tenth and Adam as in the FIRE suite (a residual network, 100 epochs)",
+    ),
+    Benchmark(
+        name="cifar10-corruptions",
+        summary="CIFAR-10, clean images, then others in one corruption after another, as in CIFAR-10-C",
+        stream=partial(corrupted_stream, "cifar10"),
+        experiences=10,
+        model="pairs-conv",
+        scenario="domain",
+        scenarios=("domain", "task"),
+        source="corruptions after Hendrycks & Dietterich 2019; their order at severity 5 after Wang et al. 2022",
+    ),
+)
+_ONLINE = (
+    "split-digits permuted-digits split-mnist split-fashion-mnist split-cifar10 split-cifar100 cifar100-pairs".split()
+)
+CATALOGUE = (*WHOLE, *(online(benchmark) for benchmark in WHOLE if benchmark.name in _ONLINE), *SUITE)
