@@ -26,7 +26,8 @@ class Run:
         benchmark: name of the benchmark.
         strategy: name of the strategy.
         seed: the seed of the run.
-        accuracy_matrix: shape (S, S) for the S experiences that are scored, NaN where nothing was measured.
+        scored: S indices, in order, of the experiences that are scored.
+        accuracy_matrix: shape (S, S) for these, NaN where nothing was measured.
         units: T entries, what the hidden units did after each experience.
         online_accuracy: shape (S,), accuracy of each experience's training mini-batches before their updates, NaN where
             it was not measured.
@@ -39,6 +40,7 @@ class Run:
     benchmark: str
     strategy: str
     seed: int
+    scored: list[int]
     accuracy_matrix: np.ndarray
     units: list[dict[str, Any]]
     online_accuracy: np.ndarray
@@ -96,10 +98,10 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{path}: {error}") from error
     matrix = as_accuracy_matrix(result["accuracy_matrix"])
     online = np.array(result.get("online_accuracy", [None] * len(matrix)), dtype=np.float64)
-    scored = result.get("scored", range(len(matrix)))
+    scored = list(result.get("scored", range(len(matrix))))
     matrix, online = matrix[np.ix_(scored, scored)], online[scored]
     units, treatments = result["units"], result["treatments"]
-    return Run(benchmark, strategy, seed, matrix, units, online, treatments, measures, settings, environment)
+    return Run(benchmark, strategy, seed, scored, matrix, units, online, treatments, measures, settings, environment)
 
 
 def _check_place(content: dict[str, Any], folder: Path) -> int:
