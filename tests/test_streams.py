@@ -58,6 +58,14 @@ def test_every_stream_has_its_network_and_says_where_it_comes_from(name, images)
             built(name, scenario=scenario)
 
 
+def test_the_page_of_streams_has_them_all():
+    page = (Path(__file__).parent.parent / "docs/streams.md").read_text()
+    assert [name for name in streams.BENCHMARKS if not name.startswith("online-") and f"`{name}`" not in page] == []
+    named = re.findall(r"`((?:permuted|random-label|split|cifar|l2-init)[-+0-9a-z]*)`", page)
+    models_named = {"l2-init-conv"}
+    assert set(named) - models_named - set(streams.BENCHMARKS) == set()
+
+
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 @pytest.mark.parametrize(("name", "experiences", "width"), [("split-digits", 5, 2), ("split-cifar100", 20, 5)])
 def test_split(name, experiences, width, scenario, images):
