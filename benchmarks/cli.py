@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--seeds", type=_seeds, required=True, metavar="N", help="run seeds 0 to N-1; or FIRST-LAST")
     run.add_argument("--tuned", type=Path, metavar="FILE", help="what `tune` wrote: run the best configurations")
+    run.add_argument("--report", type=Path, metavar="FILE", help="an HTML page that follows the runs")
     tune = commands.add_parser("tune", help="try every method's configurations on seeds that `run` does not use")
     tune.add_argument("--seeds", type=_count, default=1, metavar="N", help="how many tuning seeds (default: 1)")
     for command in (run, tune):
@@ -70,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`")
     compare.add_argument("--format", default="table", metavar="F", help="table, csv, json or html (default: table)")
     compare.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of printing")
+    compare.add_argument(
+        "--watch", action="store_true", help="write the page anew while runs are going on, until interrupted"
+    )
     publish = commands.add_parser("publish", help="write the table of finished runs to keep, with how it was made")
     publish.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`, with one benchmark")
     publish.add_argument("--output", type=Path, required=True, metavar="FILE", help="NAME.json")
@@ -217,9 +222,18 @@ def _run(arguments: argparse.Namespace) -> None:
         best = read_tuned(arguments.tuned, arguments.benchmark)
         names = [tuned_name(name, best) for name in names]
     runs = _runs(arguments, names, arguments.seeds)
-    done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
+    with _reporting(arguments):
+        done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
     there = f", {len(runs) - done} were there already" if done < len(runs) else ""
     print(f"{done} runs done{there}; compare them with: python -m benchmarks compare {arguments.out}")
+
+
+def _reporting(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    if arguments.report is None:
+        return nullcontext()
+    from benchmarks.comparison.watching import reporting
+
+    return reporting(arguments.out, arguments.report)
 
 
 def _tune(arguments: argparse.Namespace) -> None:
@@ -265,6 +279,14 @@ def _device(name: str) -> str:
 def _compare(arguments: argparse.Namespace) -> None:
     from benchmarks.comparison import compare
 
+    if arguments.watch:
+        if arguments.format != "html" or arguments.output is None:
+            raise UserError("--watch needs --format html and --output FILE")
+        from benchmarks.comparison.watching import watch
+
+        print(f"watching {arguments.directory}, writing {arguments.output}; end with Ctrl-C", flush=True)
+        watch(arguments.directory, arguments.output)
+        return
     text = compare(arguments.directory, arguments.format, arguments.output)
     if arguments.output is None:
         sys.stdout.write(text)

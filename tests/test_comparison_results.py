@@ -62,14 +62,14 @@ def write_run(
                 "units": dict.fromkeys(layers, 3 + seed),
                 "output_shift": 0.1 * i,
                 "accuracy_before": 0.5,
-                "accuracy_after": 0.5 - 0.01 * (i + seed),
+                "accuracy_after": 0.5 - 0.01 * min(i + seed, 50),
             }
             for i in range(1, experiences)
         ],
         "counts_treated_units": True,
         "online_accuracy": [float(value) / 2 for value in learned],
         "untrained_accuracy": [None if fresh or i == 0 else 0.1 for i in range(experiences)],
-        "accuracy_before_learning": [None if fresh or i == 0 else 0.1 + 0.01 * i for i in range(experiences)],
+        "accuracy_before_learning": [None if fresh or i == 0 else 0.1 + 0.01 * min(i, 90) for i in range(experiences)],
         "seconds": 12.5 + seed,
         "process_seconds": (8.0 if strategy in ("naive", "fresh") else 10.0) + seed,
     }

@@ -1,6 +1,5 @@
 """Comparison of finished benchmark runs: measures, intervals over seeds, tables and a report."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ def compare(directory: Path, format: str = "table", output: Path | None = None) 
     from benchmarks.comparison import tables
     from benchmarks.comparison.results import read_runs
     from benchmarks.comparison.rows import comparison_rows
+    from benchmarks.comparison.writing import write_whole
     from plasticity.errors import UserError
 
     if format not in FORMATS:
@@ -48,20 +48,5 @@ def compare(directory: Path, format: str = "table", output: Path | None = None) 
         coloured = output is None and sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
         text = tables.terminal_table(rows) if coloured else tables.plain_table(rows)
     if output is not None:
-        try:
-            _write(Path(output).resolve(), text)
-        except OSError as error:
-            raise UserError(f"cannot write {output}: {error.strerror}") from error
+        write_whole(output, text)
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    if path.exists() and not path.is_file() and not path.is_dir():
-        path.write_text(text, encoding="utf-8", newline="\n")  # a device or a pipe must not be replaced by a file
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
