@@ -50,7 +50,7 @@ def test_a_short_study_runs_once_and_writes_its_table(name, short, tmp_path, cap
     content = json.loads((tmp_path / "study.json").read_text())
     assert content["study"] == name and content["runs"] == len(runs) and content["seeds"] == 2
     assert content["command"] == f"python -m benchmarks study {name} --seeds 2 --out DIR"
-    assert content["environment"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(content["environment"]["torch"])
     for row in content["rows"]:
         assert set(row) == {column.key for column in study.columns}
         assert 0 < row["accuracy"]["mean"] <= 1 and row["accuracy"]["low"] <= row["accuracy"]["high"]

@@ -19,6 +19,8 @@ from benchmarks.studies.tables import Column, level, number, written
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 MODES = {"mask": "demon-pruning", "shrink": "demon-pruning-shrink"}
+EPOCHS = {"pairs-conv-bn": 6}
+FULL_EPOCHS = {"pairs-conv-bn": 30, "slim-resnet18": 15}
 SHAPE, CLASSES = (3, 32, 32), 10
 TOLERATED = 0.01
 """A loss of accuracy up to which pruning counts as free of charge."""
@@ -43,8 +45,7 @@ class Front:
 
 def fronts(asked: Asked) -> list[Front]:
     """Return the networks with their runs."""
-    epochs = {"pairs-conv-bn": 30, "slim-resnet18": 15} if asked.full else {"pairs-conv-bn": 6}
-    return [_front(asked, model, number) for model, number in epochs.items()]
+    return [_front(asked, model, epochs) for model, epochs in (FULL_EPOCHS if asked.full else EPOCHS).items()]
 
 
 def _front(asked: Asked, model: str, epochs: int) -> Front:

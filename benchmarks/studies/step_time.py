@@ -54,7 +54,7 @@ def step_ratio(
     shape: tuple[int, ...],
     classes: int,
     batch_size: int,
-    blocks: int = BLOCKS,
+    blocks: int | None = None,
 ) -> list[float]:
     """Return how long a training step takes in smaller networks, in units of that in the original one.
 
@@ -67,14 +67,14 @@ def step_ratio(
         shape: Of one sample.
         classes: Number of labels.
         batch_size: Samples in a step.
-        blocks: How many times each is measured, over several steps.
+        blocks: How many times each is measured, over several steps; None: enough for a steady median.
     """
     x, y = torch.randn(batch_size, *shape), torch.arange(batch_size) % classes
     networks = [build(), *(shrunk(build, x[:4], each) for each in sizes)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = np.array([[step_seconds(model, x, y) for model in networks] for _ in range(blocks)])
+        times = np.array([[step_seconds(model, x, y) for model in networks] for _ in range(blocks or BLOCKS)])
     finally:
         torch.set_num_threads(threads)
     medians = np.median(times, axis=0)
