@@ -1,0 +1,60 @@
+"""The command line: `python -m benchmarks list | run | tune | compare | publish | study | cost`."""
+
+import argparse
+import sys
+import warnings
+
+from benchmarks.cli.arguments import Parser
+from benchmarks.cli.measuring import add_cost, add_study
+from benchmarks.cli.running import add_run, add_tune, expanded
+from benchmarks.cli.showing import add_compare, add_list, add_publish
+from benchmarks.runner import RunError
+from plasticity.errors import UserError
+
+_COMMANDS = {
+    "list": add_list,
+    "run": add_run,
+    "tune": add_tune,
+    "compare": add_compare,
+    "publish": add_publish,
+    "study": add_study,
+    "cost": add_cost,
+}
+
+
+def parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of the command line, and the long options of `run`, without dashes."""
+    main = Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
+    titles = f"{{{','.join(_COMMANDS)}}}"
+    commands = main.add_subparsers(required=True, metavar=titles, parser_class=Parser)
+    for add in _COMMANDS.values():
+        add(commands)
+    options = commands.choices["run"]._option_string_actions
+    return main, [option[2:] for option in options if option.startswith("--")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; None: those it was started with.
+
+    Returns:
+        The exit code: 0, or 2 for a mistake of the user's, told in one line on standard error.
+    """
+    warnings.filterwarnings("ignore", module="jaxopt|qpsolvers")  # imported by Avalanche, of no use to the user
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        main_parser, options = parser()
+        parsed = main_parser.parse_args(expanded(words, options))
+        parsed.execute(parsed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    return 0

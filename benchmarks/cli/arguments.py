@@ -1,0 +1,50 @@
+"""What the arguments of all commands have in common."""
+
+import argparse
+from typing import NoReturn
+
+from plasticity.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def seeds(text: str) -> range:
+    """Read N, for seeds 0 to N - 1, or FIRST-LAST."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return range(count(text))
+    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor FIRST-LAST")
+    return range(int(first), int(last) + 1)
+
+
+def device(name: str) -> str:
+    """Return the name of a device that can be used.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}") from None
+    return name
