@@ -28,6 +28,7 @@ from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
 
 UNITS = ["DeadUnits", "DormantUnits", "OverActiveUnits"]
+IN_TRAINING = ("GradientNorm", "SamplePlasticity")
 
 
 def run(strategy, benchmark, evaluate=True):
@@ -55,10 +56,11 @@ def test_names_and_x_are_those_of_accuracy(kind, eval_every):
     assert {name.partition("/")[0].rpartition("_")[2] for name in accuracy} == {"MB", "Epoch", "Exp", "Stream"}
     for measure in MEASURES:
         expected = {name.replace("Top1_Acc", measure, 1): xs for name, xs in accuracy.items()}
-        if measure == "GradientNorm":
+        if measure in IN_TRAINING:
             expected = {name: xs for name, xs in expected.items() if "/train_phase/" in name}
         assert {name: xs for name, (xs, _) in found.items() if name.startswith(f"{measure}_")} == expected
-    assert len(found) == len(accuracy) * (len(MEASURES) + 1) - sum("/eval_phase/" in name for name in accuracy)
+    in_evaluation = sum("/eval_phase/" in name for name in accuracy)
+    assert len(found) == len(accuracy) * (len(MEASURES) + 1) - len(IN_TRAINING) * in_evaluation
     assert {type(value) for _, values in found.values() for value in values} == {float}
 
 
@@ -174,7 +176,7 @@ def test_layers_have_names_of_their_own():
     place = "train_phase/train_stream/Task000"
     expected = []
     for measure, (needs, _) in MEASURES.items():
-        layers = {"units": ["0", "2"], "features": []}.get(needs, ["0", "2", "4"])
+        layers = {"units": ["0", "2"], "features": [], "steps": []}.get(needs, ["0", "2", "4"])
         expected += [f"{measure}_Epoch/{place}", *(f"{measure}_Epoch/{place}/{layer}" for layer in layers)]
     assert list(found) == expected
     assert all(xs == [3, 6] and len(values) == 2 for xs, values in found.values())
@@ -200,7 +202,7 @@ def test_what_is_undefined_is_not_emitted():
             return self.logits.expand(len(x), -1)
 
     nothing = run(naive(Constant(), plasticity_metrics(**EVERY, measures=list(MEASURES))), stream(1))
-    assert {name.partition("_")[0] for name in nothing} == {"DistanceFromInitialisation", "GradientNorm"}
+    assert {name.partition("_")[0] for name in nothing} == {"DistanceFromInitialisation", *IN_TRAINING}
     strategy = naive(mlp(), plasticity_metrics(**EVERY))
     assert strategy.eval([]) == {}
 
@@ -247,8 +249,11 @@ def test_arguments_are_checked():
             plasticity_metrics(epoch=True, **setting)
     with pytest.raises(UserError, match="features must be at least 1"):
         plasticity_metrics(epoch=True, features=0)
-    with pytest.raises(UserError, match="in training only"):
-        plasticity_metrics(experience=True, stream=True, measures=["GradientNorm"])
+    for names in (["GradientNorm"], ["SamplePlasticity"], ["GradientNorm", "SamplePlasticity"]):
+        with pytest.raises(UserError, match=f"{' and '.join(names)} is emitted in training only"):
+            plasticity_metrics(experience=True, stream=True, measures=names)
+    with pytest.raises(UserError, match="balanced=True is about the probe"):
+        plasticity_metrics(epoch=True, balanced=True)
     with pytest.raises(TypeError):
         plasticity_metrics(True)
 

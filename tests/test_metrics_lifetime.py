@@ -178,14 +178,25 @@ def test_training_is_not_made_to_wait(build):
     model = build().to("meta")
     inputs = torch.ones(4, *((WIDTH,) if isinstance(model, nn.Sequential) else (3, 32, 32)), device="meta")
     clock = SimpleNamespace(train_iterations=0)
-    strategy = SimpleNamespace(model=model, mb_x=inputs, clock=clock, is_eval=False, experience=None)
+    strategy = SimpleNamespace(
+        model=model,
+        mb_x=inputs,
+        mb_y=torch.zeros(4, dtype=torch.int64, device="meta"),
+        clock=clock,
+        is_eval=False,
+        experience=None,
+        device="meta",
+        forward=lambda: model(inputs),
+        _criterion=nn.CrossEntropyLoss(),
+    )
 
     def iterate(metric):
         metric.before_forward(strategy)
-        output = model(inputs)
+        strategy.mb_output = model(inputs)
         metric.after_forward(strategy)
-        output.sum().backward()
+        strategy.mb_output.sum().backward()
         metric.before_update(strategy)
+        metric.after_update(strategy)
         strategy.experience = SimpleNamespace(
             task_labels=[0], current_experience=0, origin_stream=SimpleNamespace(name="train_stream")
         )

@@ -2,5 +2,6 @@
 
 from plasticity.metrics.json_lines import JSONLinesLogger
 from plasticity.metrics.plugin import PlasticityMetrics, plasticity_metrics
+from plasticity.metrics.results import learning_accuracies
 
-__all__ = ["JSONLinesLogger", "PlasticityMetrics", "plasticity_metrics"]
+__all__ = ["JSONLinesLogger", "PlasticityMetrics", "learning_accuracies", "plasticity_metrics"]

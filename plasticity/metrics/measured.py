@@ -14,8 +14,12 @@ from plasticity.activity import UnitStatistics
 from plasticity.errors import UserError
 from plasticity.measures.scalars import stack
 
-Needs = Literal["units", "features", "weights", "initial", "gradients"]
-"""What a measure is computed from: units and features are watched, the others are read from the model."""
+Needs = Literal["units", "features", "weights", "initial", "gradients", "steps"]
+"""What a measure is computed from: units and features are watched, losses compared before and after a step, the others
+read from the model."""
+
+IN_TRAINING = ("gradients", "steps")
+"""What there is in training only."""
 
 Values = dict[str | None, Tensor]
 """0-dim tensors by layer; None is the whole network. Empty where the measure is undefined."""
@@ -31,6 +35,7 @@ class Evidence:
         features: (rows, width) its penultimate representation, or None.
         initial: Its parameters when they were first seen, by qualified name.
         gradients: Norm of its gradients, by layer; None is the whole network.
+        sample_plasticity: The sample plasticity of its steps, under None.
         tau: Largest score of a dormant unit.
         over_active_bound: Least share of samples x positions on which an over-active unit fires.
         per_layer: Whether a value for each layer is asked for.
@@ -41,6 +46,7 @@ class Evidence:
     features: Tensor | None
     initial: Mapping[str, Tensor]
     gradients: Values
+    sample_plasticity: Values
     tau: float
     over_active_bound: float
     per_layer: bool
@@ -120,5 +126,6 @@ MEASURES: dict[str, Measured] = {
     "WeightMagnitude": Measured("weights", _weight_magnitude),
     "DistanceFromInitialisation": Measured("initial", _distance),
     "GradientNorm": Measured("gradients", lambda e: e.gradients),
+    "SamplePlasticity": Measured("steps", lambda e: e.sample_plasticity),
 }
 DEFAULT = ("DeadUnits", "DormantUnits", "OverActiveUnits", "EffectiveRank", "WeightMagnitude")

@@ -12,11 +12,14 @@ from avalanche.evaluation.metric_utils import get_metric_name
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
 from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
 from plasticity.metrics.observer import Observer
+from plasticity.metrics.probing import FixedProbe
 from plasticity.metrics.settings import Settings
+from plasticity.metrics.steps import StepWatch
 from plasticity.metrics.tally import Tally
 
 Emitted = list[MetricValue] | None
@@ -33,6 +36,10 @@ def plasticity_metrics(
     tau: float = 0.025,
     over_active_bound: float = 0.95,
     features: int = 2048,
+    sample_plasticity: bool = False,
+    probe: Any = None,
+    probe_samples: int = 2048,
+    balanced: bool = False,
     groups: Iterable[UnitGroup] | None = None,
 ) -> list[PlasticityMetrics]:
     """Return metrics for Avalanche's EvaluationPlugin; without a granularity there are none.
@@ -45,9 +52,12 @@ def plasticity_metrics(
       each iteration the first pass after `before_forward` counts, whatever plugins and losses run besides.
     - `experience` (`_Exp`) and `stream` (`_Stream`) are emitted in evaluation, over the passes of that evaluation.
       They only measure; treatments judge units on training data.
+    - With a `probe`, units and representations are looked at on its samples instead, in eval mode, at the time of
+      emission: what is emitted then depends on the network alone, and not on what the last mini-batches or test samples
+      were. In an evaluation all experiences have the same values.
 
     A measure that is undefined is not emitted: of units where none was observed, of ranks where no features were, of
-    weights or distances where the model has none. GradientNorm is emitted in training only.
+    weights or distances where the model has none. GradientNorm and SamplePlasticity are emitted in training only.
 
     Only `minibatch` makes the host wait for the device while training. A few samples of the first mini-batch are run
     once more, to find the units, and again whenever the model is replaced or built differently; this leaves buffers,
@@ -67,7 +77,9 @@ def plasticity_metrics(
               or evaluation, of an experience or of an epoch; a model that replaces another begins anew. A parameter
               that grows is left out. Keeps a copy of the parameters;
             - GradientNorm: of the gradient just before the update, after what other plugins did to it; its mean over
-              the iterations of an epoch.
+              the iterations of an epoch;
+            - SamplePlasticity: share of a mini-batch's loss that its own step takes away, 0..1; its mean over the
+              iterations of an epoch. The loss is the strategy's criterion, without what plugins add to it.
 
             `plasticity.measures` defines each.
         per_layer: Emit each measure of units or parameters for every layer too: its name is the last part of the
@@ -75,20 +87,31 @@ def plasticity_metrics(
         tau: Largest score of a dormant unit, 0..1.
         over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
         features: Rows of the penultimate representation on which ranks are computed, at most: the first ones; over a
-            stream equally many of each experience, its first ones.
+            stream equally many of each experience, its first ones; of a probe its first ones.
+        sample_plasticity: Emit SamplePlasticity too, whether or not `measures` names it; it costs a forward pass in
+            every iteration.
+        probe: Samples on which to look at units and representations every time: a data set of (input, label, ...)
+            samples, an experience, a tensor of inputs or a `plasticity.probe.Probe`; training samples, preferably.
+        probe_samples: How many of them, at most: drawn once, with a fixed seed.
+        balanced: Draw equally many of each class, as far as there are.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
 
     Returns:
         One metric that emits all of them, from one watch; or none.
 
     Raises:
-        UserError: If a measure is unknown, a setting has no meaning, or GradientNorm alone is asked for in evaluation.
+        UserError: If a measure is unknown, a setting has no meaning, or only what training has is asked for in
+            evaluation; while training or evaluating, if the model cannot be run on the probe.
 
     Source: of each measure in `plasticity.measures`.
     """
     if not (minibatch or epoch or experience or stream):
         return []
-    names = DEFAULT if measures is None else (measures,) if isinstance(measures, str) else measures
+    names = DEFAULT if measures is None else (measures,) if isinstance(measures, str) else tuple(measures)
+    if sample_plasticity:
+        names = (*names, "SamplePlasticity")
+    if balanced and probe is None:
+        raise UserError("balanced=True is about the probe, and there is none")
     settings = Settings(
         measures=tuple(dict.fromkeys(names)),
         minibatch=minibatch,
@@ -99,8 +122,14 @@ def plasticity_metrics(
         tau=tau,
         over_active_bound=over_active_bound,
         features=features,
+        probed=probe is not None,
     )
-    return [PlasticityMetrics(settings, None if groups is None else UnitGroups(groups))]
+    declared = None if groups is None else UnitGroups(groups)
+    fixed = None
+    if probe is not None:
+        rows = features if settings.needs("features") else 0
+        fixed = FixedProbe(probe, probe_samples, balanced=balanced, features=rows, groups=declared)
+    return [PlasticityMetrics(settings, declared, fixed)]
 
 
 class PlasticityMetrics(PluginMetric[float]):
@@ -109,13 +138,16 @@ class PlasticityMetrics(PluginMetric[float]):
     Args:
         settings: What to measure, and when.
         groups: The hidden units, if they are declared by hand.
+        probe: The samples on which to look at units and representations, if they are fixed.
     """
 
-    def __init__(self, settings: Settings, groups: UnitGroups | None = None) -> None:
+    def __init__(self, settings: Settings, groups: UnitGroups | None = None, probe: FixedProbe | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.settings = settings
         rows = settings.features if settings.needs("features") else 0
         watched = settings.needs("units") or settings.needs("features")
+        self._probe = probe if watched else None
+        watched = watched and probe is None
         self._training = self._evaluation = None
         if watched and settings.in_training:
             self._training = Observer(rows, wide=settings.epoch, groups=groups)
@@ -124,7 +156,10 @@ class PlasticityMetrics(PluginMetric[float]):
         self._initial: dict[str, Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._gradients: Values = {}
-        self._gradient_sums: dict[str | None, tuple[Tensor, int]] = {}
+        self._steps = StepWatch() if settings.in_training and settings.needs("steps") else None
+        self._step: Values = {}
+        self._sums: dict[str, dict[str | None, tuple[Tensor, int]]] = {"gradients": {}, "steps": {}}
+        self._seen: Tally | None = None  # on the probe, in this evaluation
 
     def result(self) -> float | None:
         """Return None: values are emitted with their names."""
@@ -154,29 +189,37 @@ class PlasticityMetrics(PluginMetric[float]):
         """Watch the training forward pass that follows."""
         if self._training is not None:
             self._training.begin(strategy)
+        if self._steps is not None:
+            self._steps.begin(strategy)
 
     def after_forward(self, strategy: Any) -> None:
         """Stop watching."""
         if self._training is not None:
             self._training.end()
+        if self._steps is not None:
+            self._steps.note(strategy)
 
     def before_update(self, strategy: Any) -> None:
         """Measure the gradient, as the optimizer is about to use it."""
-        if not (self.settings.in_training and self.settings.needs("gradients")):
-            return
-        self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
-        if self.settings.epoch:
-            for layer, norm in self._gradients.items():
-                total, count = self._gradient_sums.get(layer, (0.0, 0))
-                self._gradient_sums[layer] = (norm + total, count + 1)
+        if self.settings.in_training and self.settings.needs("gradients"):
+            self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
+            self._sum_up("gradients", self._gradients)
+
+    def after_update(self, strategy: Any) -> None:
+        """Measure what the step has done to the loss."""
+        if self._steps is not None:
+            share = self._steps.take(strategy)
+            self._step = {} if share is None else {None: share}
+            self._sum_up("steps", self._step)
 
     def after_training_iteration(self, strategy: Any) -> Emitted:
         """Emit what the mini-batch showed."""
         if not self.settings.minibatch:
             return None
-        seen = self._training.close() if self._training is not None else None
+        seen = self._training.close() if self._training is not None else self._probed(strategy)
         norms, self._gradients = self._gradients, {}
-        return self._emit(strategy, "MB", seen, norms)
+        step, self._step = self._step, {}
+        return self._emit(strategy, "MB", seen, norms, step)
 
     def after_training_epoch(self, strategy: Any) -> Emitted:
         """Emit what the epoch showed."""
@@ -184,8 +227,12 @@ class PlasticityMetrics(PluginMetric[float]):
             return None
         if self._training is not None:
             self._training.close()
-        means: Values = {layer: total / count for layer, (total, count) in self._gradient_sums.items()}
-        emitted = self._emit(strategy, "Epoch", None if self._training is None else self._training.wide, means)
+        seen = self._probed(strategy) if self._training is None else self._training.wide
+        norms, steps = (
+            {layer: total / count for layer, (total, count) in self._sums[kind].items()}
+            for kind in ("gradients", "steps")
+        )
+        emitted = self._emit(strategy, "Epoch", seen, norms, steps)
         self._restart_training()  # nothing that is no longer needed goes into a checkpoint
         return emitted
 
@@ -213,12 +260,16 @@ class PlasticityMetrics(PluginMetric[float]):
     def after_eval_exp(self, strategy: Any) -> Emitted:
         """Emit what the experience showed."""
         seen = self._evaluation.close() if self._evaluation is not None else None
-        return self._emit(strategy, "Exp", seen, {}) if self.settings.experience else None
+        if not self.settings.experience:
+            return None
+        return self._emit(strategy, "Exp", self._probed_in_evaluation(strategy) if seen is None else seen)
 
     def after_eval(self, strategy: Any) -> Emitted:
         """Emit what the whole evaluation showed."""
-        seen = None if self._evaluation is None else self._evaluation.wide
-        emitted = self._emit(strategy, "Stream", seen, {}) if self.settings.stream else None
+        emitted: Emitted = None
+        if self.settings.stream:
+            seen = self._probed_in_evaluation(strategy) if self._evaluation is None else self._evaluation.wide
+            emitted = self._emit(strategy, "Stream", seen)
         self._restart_evaluation()
         return emitted
 
@@ -227,13 +278,36 @@ class PlasticityMetrics(PluginMetric[float]):
     def _restart_training(self) -> None:
         if self._training is not None:
             self._training.restart()
-        self._gradients, self._gradient_sums = {}, {}
+        self._gradients, self._step = {}, {}
+        self._sums = {"gradients": {}, "steps": {}}
 
     def _restart_evaluation(self) -> None:
+        self._seen = None
         if self._evaluation is not None:
             self._evaluation.restart()
 
-    def _emit(self, strategy: Any, granularity: str, seen: Tally | None, gradient_norms: Values) -> list[MetricValue]:
+    def _sum_up(self, kind: str, values: Values) -> None:
+        if self.settings.epoch:
+            for layer, value in values.items():
+                total, count = self._sums[kind].get(layer, (0.0, 0))
+                self._sums[kind][layer] = (value + total, count + 1)
+
+    def _probed(self, strategy: Any) -> Tally | None:
+        return None if self._probe is None else self._probe.look(strategy)
+
+    def _probed_in_evaluation(self, strategy: Any) -> Tally | None:
+        if self._seen is None and strategy.experience is not None:
+            self._seen = self._probed(strategy)  # the network stays the same
+        return self._seen
+
+    def _emit(
+        self,
+        strategy: Any,
+        granularity: str,
+        seen: Tally | None,
+        gradient_norms: Values | None = None,
+        steps: Values | None = None,
+    ) -> list[MetricValue]:
         if strategy.experience is None:  # an evaluation of no experience: nothing to name, nothing to measure
             return []
         evidence = Evidence(
@@ -241,7 +315,8 @@ class PlasticityMetrics(PluginMetric[float]):
             statistics={} if seen is None else seen.statistics,
             features=None if seen is None else seen.features(),
             initial=self._initial,
-            gradients=gradient_norms,
+            gradients=gradient_norms or {},
+            sample_plasticity=steps or {},
             tau=self.settings.tau,
             over_active_bound=self.settings.over_active_bound,
             per_layer=self.settings.per_layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plasticity.errors import UserError
-from plasticity.metrics.measured import MEASURES, Needs
+from plasticity.metrics.measured import IN_TRAINING, MEASURES, Needs
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Settings:
         tau: Largest score of a dormant unit, 0..1.
         over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
         features: Rows of the penultimate representation on which ranks are computed, at most.
+        probed: Units and features are looked at on a fixed probe.
 
     Raises:
         UserError: If a measure is unknown, a setting has no meaning, or nothing could ever be emitted.
@@ -36,6 +37,7 @@ class Settings:
     tau: float
     over_active_bound: float
     features: int
+    probed: bool = False
 
     def __post_init__(self) -> None:
         for name in self.measures:
@@ -48,8 +50,11 @@ class Settings:
                 raise UserError(f"{name} must be between 0 and 1, not {value}")
         if self.features < 1:
             raise UserError(f"features must be at least 1, not {self.features}")
-        if not self.in_training and all(MEASURES[name].needs == "gradients" for name in self.measures):
-            raise UserError("GradientNorm is emitted in training only: ask for minibatch=True or epoch=True")
+        in_training = [name for name in self.measures if MEASURES[name].needs in IN_TRAINING]
+        if not self.in_training and len(in_training) == len(self.measures):
+            raise UserError(
+                f"{' and '.join(in_training)} is emitted in training only: ask for minibatch=True or epoch=True"
+            )
 
     @property
     def in_training(self) -> bool:

@@ -50,7 +50,7 @@ class ForwardObserver(Generic[Watching]):
         """
         self.end()  # a pass that was interrupted may have left its hooks
         model = unwrap(strategy.model)
-        structure = _structure(model)
+        structure = structure_of(model)
         if self.activity is None or self.activity.model is not model or self._structure != structure:
             self.before_renewal()
             units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
@@ -73,7 +73,7 @@ class ForwardObserver(Generic[Watching]):
         return {**self.__dict__, "activity": None, "_structure": None, "_hooks": ExitStack()}
 
 
-def _structure(model: nn.Module) -> Any:
+def structure_of(model: nn.Module) -> Any:
     """Describe how a model is built and in which mode it is; cheap enough to be compared before every forward pass."""
     return model.training, [
         (type(module), *module._modules.keys(), *(_shape(each) for each in module._parameters.values()))
