@@ -12,7 +12,7 @@ from plasticity.errors import UserError
 
 def add_list(commands: Any) -> None:
     """Add the command `list`."""
-    listing = commands.add_parser("list", help="show the benchmarks, strategies and models")
+    listing = commands.add_parser("list", help="show the benchmarks, strategies, models and studies")
     listing.set_defaults(execute=_list)
     add_modules(listing)
 
@@ -49,6 +49,7 @@ def add_publish(commands: Any) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     from benchmarks.models import MODELS
     from benchmarks.streams import BENCHMARKS
+    from benchmarks.studies import STUDIES
     from strategies import STRATEGIES
 
     import_modules(arguments.modules)
@@ -64,6 +65,7 @@ def _list(arguments: argparse.Namespace) -> None:
             print(f"  {name.ljust(width)}  {summary}".rstrip())
         print()
     print(f"models: {', '.join(MODELS)}")
+    print(f"studies: {', '.join(STUDIES)}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
