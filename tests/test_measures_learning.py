@@ -1,12 +1,14 @@
 """The gap to networks trained from scratch, and what one step takes away from a loss, against plain numbers."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
-from metric_cases import mlp, naive, stream
+from metric_cases import WIDTH, mlp, naive, stream
 
 from plasticity.errors import UserError
 from plasticity.measures import sample_plasticity, trainability_gap
@@ -73,6 +75,25 @@ def test_gap_of_avalanche_runs():
     gap = trainability_gap(learning_accuracies(results), learning_accuracies(scratch))
     assert gap.tolist() == pytest.approx([b - a for a, b in zip(rows, references, strict=True)])
     assert gap.count_nonzero() > 0
+
+
+def test_the_examples_of_the_page_run():
+    page = (Path(__file__).parent.parent / "docs" / "measures.md").read_text()
+    names = {
+        "benchmark": stream(2),
+        "make_strategy": lambda: naive(mlp(), accuracy_metrics(experience=True)),
+        "model": mlp(),
+        "inputs": torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(0)),
+        "labels": torch.arange(6),
+        "nn": torch.nn,
+    }
+    names["strategy"] = names["make_strategy"]()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
+    assert len(names["gap"]) == 2 and 1 <= names["rank"] <= 6 and names["sharpness"] > 0
+    assert names["metrics"][0].settings.measures[-1] == "SamplePlasticity"
 
 
 def test_results_without_a_value_are_refused():
