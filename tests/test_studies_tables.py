@@ -156,6 +156,11 @@ def test_new_domains_are_all_but_the_first():
 # --- Demon pruning ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def decades(monkeypatch):
+    monkeypatch.setattr(demon_pruning, "STRENGTHS", (1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+
+
 def by_strength(run):
     """The stronger the penalty, the fewer units; accuracy falls at 1e-2 and beyond. Other units die at 1e-1."""
     if run.strategy == "naive":
@@ -174,7 +179,7 @@ def by_strength(run):
     )
 
 
-def test_demon_pruning_reports_the_front_and_the_time_of_a_step():
+def test_demon_pruning_reports_the_front_and_the_time_of_a_step(decades):
     asked, timed = Asked(3), []
 
     def ratio(build, sizes, shape, classes, batch_size):
@@ -199,7 +204,7 @@ def test_demon_pruning_reports_the_front_and_the_time_of_a_step():
     assert "Of 1000 parameters removal leaves 600, and masks 600." in report.finding
 
 
-def test_demon_pruning_says_so_where_every_strength_costs_accuracy():
+def test_demon_pruning_says_so_where_every_strength_costs_accuracy(decades):
     def worse(run):
         made = by_strength(run)
         made["measures"]["average_accuracy"] -= 0.2 * (run.strategy != "naive")
