@@ -219,7 +219,7 @@ def test_page_has_the_numbers_and_the_settings(results, page):
 
 def test_page_says_how_far_strategies_are_from_naive(results, page):
     table = page[page.index('id="differences-1"') :]
-    table = table[: table.index("</table>")]
+    table = table[: table.index("</table>")].replace("<wbr>", "")  # where a long name may be broken
     measures = re.findall(r'title="[^"]*">([^<]*)</th>', table)
 
     def cells(strategy):

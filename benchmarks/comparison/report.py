@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def html_page(comparison: Comparison, rows: Rows, live: Live | None = None) -> s
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breaking"] = _breaking
     scripts = [plotting_library(), own_script()]
     style = (Path(__file__).parent / "page" / "style.css").read_text(encoding="utf-8")
     return environment.get_template("template.html").render(
@@ -137,7 +139,7 @@ def _differences(strategies: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
             (name, max(difference.seeds for difference, _ in row), [cell for _, cell in row])
             for name, row in rows.items()
         ],
-        "comparisons": sum(difference.mean is not None for row in rows.values() for difference, _ in row),
+        "comparisons": sum(each.interval["low"] is not None for row in rows.values() for each, _ in row),
     }
 
 
@@ -194,6 +196,11 @@ def _unfinished(live: Live) -> list[dict[str, Any]]:
         }
         for benchmark, runs in groups.items()
     ]
+
+
+def _breaking(name: str) -> Markup:
+    """A name that may take several lines, broken between its parts."""
+    return Markup("<wbr>").join(re.findall(r"[^+:=_]*[+:=_]|[^+:=_]+", name))
 
 
 def _hash(script: str) -> str:

@@ -78,7 +78,13 @@ class Chart {
   // Pixels within the plot of a value of a scale.
   at(scale, value) {
     const band = this.view.scale(scale);
-    return band(value) + (band.bandwidth ? band.bandwidth() / 2 : 0) + this.view.origin()[scale === "x" ? 0 : 1];
+    return band(value) + (scale === "x" ? this.corner.left : this.corner.top);
+  }
+
+  // Pixels from the plot's edges to where its data begin.
+  get corner() {
+    const [[x, y], { left, top }] = [this.view.origin(), this.view.padding()];
+    return { left: x + left, top: y + top };
   }
 
   get found() {
@@ -133,11 +139,19 @@ class Chart {
       ...(lines.length > 12 ? [element("div", {}, `and ${lines.length - 12} more`)] : []),
     );
     this.tip.hidden = false;
-    const [width, room] = [this.tip.offsetWidth, this.plot.clientWidth];
-    const left = place.x + width + 16 <= room ? place.x + 12 : place.x - width - 12;
-    this.tip.style.left = `${Math.max(0, Math.min(left, room - width))}px`;
-    this.tip.style.top = `${Math.max(0, Math.min(place.y - 20, this.plot.clientHeight - this.tip.offsetHeight))}px`;
+    this.putTip(place);
     this.select?.(place);
+  }
+
+  // Beside the place where there is room for it, else below the plot, and never beyond the window.
+  putTip({ x, y }) {
+    const [width, height] = [this.tip.offsetWidth, this.tip.offsetHeight];
+    const edge = this.plot.getBoundingClientRect().left;
+    const [start, end] = [8 - edge, document.documentElement.clientWidth - 8 - edge];
+    const beside = x + 12 + width <= end ? x + 12 : x - 12 - width >= start ? x - 12 - width : null;
+    const left = beside ?? Math.max(start, Math.min(x - width / 2, end - width));
+    const top = beside === null ? this.plot.clientHeight : Math.max(0, Math.min(y - 20, this.plot.clientHeight - height));
+    Object.assign(this.tip.style, { left: `${left}px`, top: `${top}px` });
   }
 
   show(place) {

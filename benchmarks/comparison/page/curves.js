@@ -59,7 +59,7 @@ class Lines extends Chart {
 
   places() {
     const lines = this.lines();
-    const [top, height] = [this.view.origin()[1], this.view.height()];
+    const [top, height] = [this.corner.top, this.view.height()];
     return this.middles.map((middle, index) => {
       const x = this.at("x", middle);
       return {
@@ -140,12 +140,16 @@ class Unfinished extends Lines {
 
   lines() {
     return this.section.unfinished.map((run, index) => {
-      const style = { color: `var(--c${index % COLOURS})`, dash: DASHES[Math.floor(index / COLOURS) % DASHES.length] };
+      const style = runStyle(index);
       const values = run[this.key];
       const mean = this.grid.first.map((_, experience) => values[experience] ?? null);
       return { name: `${run.strategy}, seed ${run.seed}`, style, mean, half: null };
     });
   }
+}
+
+function runStyle(index) {
+  return { color: `var(--c${index % COLOURS})`, dash: DASHES[Math.floor(index / COLOURS) % DASHES.length] };
 }
 
 class LayerLines extends Lines {
@@ -163,9 +167,10 @@ class LayerLines extends Lines {
     return this.section.grids.layers;
   }
 
-  // One scale for all strategies, so that two of them can be compared.
+  // One scale for the two that stand side by side.
   get scale() {
-    return shares(Object.values(this.section.layers).flatMap((found) => found[this.key].flat()));
+    const both = [...this.figure.closest(".sides").querySelectorAll("select.strategy")].map((menu) => menu.value);
+    return shares(both.flatMap((strategy) => this.section.layers[strategy][this.key].flat()));
   }
 
   lines() {

@@ -43,10 +43,11 @@ const selection = {
   listeners: [],
 
   restore() {
-    const kept = (memory.read("chosen") ?? []).filter((name) => this.names.includes(name));
-    this.choose(kept.length ? kept : page.chosen);
-    for (const name of memory.read("hidden") ?? []) if (this.slots.has(name)) this.hidden.add(name);
+    const [chosen, hidden] = [memory.read("chosen") ?? [], memory.read("hidden") ?? []];
     this.bands = memory.read("bands") ?? true;
+    const kept = chosen.filter((name) => this.names.includes(name));
+    this.choose(kept.length ? kept : page.chosen);
+    for (const name of hidden) if (this.slots.has(name)) this.toggle(name);
   },
 
   // Strategies that stay keep their colours; new ones take the first that are free.
@@ -123,7 +124,7 @@ function drawLegend() {
         onpointerleave: () => selection.emphasise(""),
         onfocus: () => selection.emphasise(name),
         onblur: () => selection.emphasise(""),
-      }, swatch(selection.style(name)), name)),
+      }, swatch(selection.style(name)), element("span", {}, name))),
     ),
   );
   if (focused) [...legend.querySelectorAll("button")].find((chip) => chip.dataset.strategy === focused)?.focus();

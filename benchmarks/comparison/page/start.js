@@ -20,6 +20,8 @@ function prepareControls(chart) {
 
 // One strategy in detail; two of these stand side by side.
 class Side {
+  static all = [];
+
   constructor(root, index) {
     this.root = root;
     this.section = page.sections[root.closest("[data-section]").dataset.section];
@@ -27,10 +29,12 @@ class Side {
     this.kept = `side ${root.closest("[data-section]").id} ${index}`;
     const kept = memory.read(this.kept);
     if (this.section.strategies.includes(kept)) this.menu.value = kept;
-    this.menu.addEventListener("change", () => {
+    this.menu.addEventListener("change", async () => {
       memory.write(this.kept, this.menu.value);
-      this.refresh();
+      this.assign();
+      for (const side of Side.all) if (side.section === this.section) await side.refresh();
     });
+    Side.all.push(this);
     this.matrix = new Matrix(root.querySelector("figure.matrix"));
     this.layers = [...root.querySelectorAll("figure.layers")].map((figure) => ({ figure, chart: null }));
     this.prepareActivity();
@@ -105,7 +109,6 @@ class Side {
   }
 
   async refresh() {
-    this.assign();
     for (const chart of this.charts) await chart.refresh();
   }
 }
@@ -125,8 +128,7 @@ function prepareLive() {
     show();
   });
   show();
-  const [kept, y] = [memory.read("scroll"), scrollY];
-  if (kept && !y) scrollTo(0, kept);
+  if (memory.read("scroll") && !scrollY) scrollTo(0, memory.read("scroll"));
   setInterval(() => {
     if (paused || document.hidden || document.getElementById("picker")?.open) return;
     memory.write("scroll", scrollY);
@@ -141,6 +143,7 @@ async function start() {
     selection.listeners.push(drawLegend);
     selection.restore();
   }
+  for (const place of document.querySelectorAll("[data-run]")) place.append(swatch(runStyle(Number(place.dataset.run))));
   document.body.classList.add("scripted");
   const charts = [];
   for (const figure of document.querySelectorAll("figure[data-kind]")) {
@@ -148,12 +151,12 @@ async function start() {
     prepareControls(chart);
     charts.push(chart);
   }
-  const sides = [...document.querySelectorAll(".side")].map((root, index) => new Side(root, index % 2));
+  document.querySelectorAll(".side").forEach((root, index) => new Side(root, index % 2));
   selection.listeners.push(() => charts.forEach((chart) => chart.refresh()));
   addEventListener("beforeprint", () => document.querySelectorAll("details.runs").forEach((more) => (more.open = true)));
-  prepareLive();
-  for (const chart of [...charts, ...sides.flatMap((side) => side.charts)]) await chart.refresh();
+  for (const chart of [...charts, ...Side.all.flatMap((side) => side.charts)]) await chart.refresh();
   document.body.classList.add("drawn");
+  prepareLive(); // not before the plots are there, however slow the machine is
 }
 
 start();
