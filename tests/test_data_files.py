@@ -168,7 +168,11 @@ def test_packed_idx_files_are_read(packed, tmp_path):
     assert np.array_equal(found.train_x[:, 0].numpy(), packed[0]) and np.array_equal(found.test_y.numpy(), packed[1])
 
 
-@pytest.mark.parametrize("content", [b"", b"not packed", gzip.compress(b"other"), gzip.compress(bytes(9999))[:-3]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not packed", gzip.compress(b"other"), gzip.compress(bytes(9999))[:-3]],
+    ids=["empty", "not packed", "other content", "cut short"],  # packed bytes hold the time, and so would the names
+)
 def test_corrupt_packed_files_are_named(content, packed, tmp_path):
     path = tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte.gz"
     path.write_bytes(content)
