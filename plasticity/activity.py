@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
+from plasticity.tracing.hooks import WatchingHook
 from plasticity.tracing.preserve import uncompiled
 from plasticity.unit_statistics import Sums, UnitStatistics, plainly, sum_type
 
@@ -31,27 +32,6 @@ class _FunctionCalls(TorchFunctionMode):
         if func in WATCHED_FUNCTIONS:
             self.activity._function_called(result)
         return result
-
-
-class _Hook:
-    """A hook that a copy of the model, such as a frozen teacher, does not take along."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function = function
-
-    def __call__(self, *args: Any) -> None:
-        self.function(*args)
-
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _left_behind, ()
-
-
-def _nothing(*args: Any) -> None:
-    """What a hook is in a copied model."""
-
-
-def _left_behind() -> Callable[..., None]:
-    return _nothing
 
 
 class Activity:
@@ -182,11 +162,11 @@ class Activity:
 
     @staticmethod
     def _before(stack: ExitStack, module: nn.Module, hook: Callable[..., None]) -> None:
-        stack.callback(module.register_forward_pre_hook(_Hook(hook), with_kwargs=True).remove)
+        stack.callback(module.register_forward_pre_hook(WatchingHook(hook), with_kwargs=True).remove)
 
     @staticmethod
     def _after(stack: ExitStack, module: nn.Module, hook: Callable[..., None], always_call: bool = False) -> None:
-        stack.callback(module.register_forward_hook(_Hook(hook), always_call=always_call).remove)
+        stack.callback(module.register_forward_hook(WatchingHook(hook), always_call=always_call).remove)
 
     def _callers(self, modules: dict[str, nn.Module]) -> list[str]:
         """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""

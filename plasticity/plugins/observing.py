@@ -13,6 +13,7 @@ from plasticity.activity import Activity
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.plugins.base import model_inputs
 from plasticity.probe import Probe
+from plasticity.tracing.hooks import WatchingHook
 from plasticity.units import find_units
 
 Watching = TypeVar("Watching", bound=Activity)
@@ -22,8 +23,8 @@ class ForwardObserver(Generic[Watching]):
     """Watches one forward pass at a time.
 
     Hooks are on the model only between `begin` and the end of the next forward pass, so that further passes of the
-    same model, and copies of it, are as if nobody watched. Units are found before the first pass, and again when the
-    model is another object or is built differently.
+    same model, copies of it, and the search for units by another observer are as if nobody watched. Units are found
+    before the first pass, and again when the model is another object or is built differently.
 
     Args:
         make: Makes what watches, from a model and its groups; to be pickled with the observer.
@@ -57,7 +58,7 @@ class ForwardObserver(Generic[Watching]):
             self.activity, self._structure = self._make(model, units), structure
         self._hooks.callback(self.activity.detach)
         self.activity.attach()
-        self._hooks.callback(model.register_forward_hook(self._over).remove)
+        self._hooks.callback(model.register_forward_hook(WatchingHook(self._over)).remove)
 
     def before_renewal(self) -> None:
         """Save what the present `activity` saw, before another one takes its place; for subclasses."""

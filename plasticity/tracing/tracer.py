@@ -18,6 +18,7 @@ from plasticity.errors import TraceError
 from plasticity.tracing import rules
 from plasticity.tracing.branches import branches_of
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS, activation_name
+from plasticity.tracing.hooks import unwatched
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.outputs import close
 from plasticity.tracing.parameters import storage
@@ -232,7 +233,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
     _refuse(model)
     ledger = Ledger(model)
     tracer = _Tracer(model, ledger)
-    with preserved(model), _followed(tracer, model), torch.enable_grad(), uncompiled():
+    with preserved(model), unwatched(), _followed(tracer, model), torch.enable_grad(), uncompiled():
         inputs = example if isinstance(example, tuple) else (example,)
         inputs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
         for tensor in rules.tensors(inputs):
