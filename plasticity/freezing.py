@@ -56,8 +56,8 @@ class PartialTraining:
 
     Inside the block, at every `optimizer.step()`:
 
-    - A parameter without a chosen entry loses its gradient first, so that the optimizer passes it by: the parameter
-      and its whole state, the step count too, stay bit-equal.
+    - A parameter without a chosen entry loses its gradient until the update is over, so that the optimizer passes it
+      by: the parameter and its whole state, the step count too, stay bit-equal.
     - Of a parameter with chosen entries the optimizer is shown those alone: the others are 0, with gradient 0. After
       the update they, and their entries in every state tensor of the parameter's shape, get back what they were.
       State that is born in the update is left there as the optimizer begins it. The step count, which PyTorch keeps
@@ -100,6 +100,7 @@ class PartialTraining:
                 self._frozen[parameter] = frozen if known is None else frozen & known
         self._modes: list[tuple[nn.Module, str, Any, Any]] = []
         self._pending: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._hidden: list[tuple[Tensor, Tensor]] = []  # gradients that the optimizer is not to see
         self._hooks: ExitStack | None = None
         self._dropout = ExitStack()
 
@@ -167,6 +168,7 @@ class PartialTraining:
                     continue
                 frozen = self._frozen.get(parameter)
                 if frozen is None:
+                    self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
                     continue
                 state = {key: value.clone() for key, value in _entrywise_state(optimizer, parameter).items()}
@@ -179,7 +181,11 @@ class PartialTraining:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        """Give frozen entries of parameters and their state back what they were before the update."""
+        """Give frozen entries of parameters and their state, and gradients, back what they were before the update."""
+        for parameter, gradient in self._hidden:
+            if parameter.grad is None:
+                parameter.grad = gradient
+        self._hidden = []
         for parameter, value, state in self._pending:
             frozen = self._frozen[parameter]
             parameter.copy_(torch.where(frozen, value, parameter))

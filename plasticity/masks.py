@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,16 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import layer, unwrap
 from plasticity.optimizer_state import clean_state
+
+
+class Removed(Protocol):
+    """What was removed from a network for good."""
+
+    def apply(self, model: nn.Module) -> None:
+        """Set everything that is removed to 0 again."""
+
+    def disturbed(self, model: nn.Module) -> bool:
+        """Return whether something removed is not 0, as in a network that starts anew."""
 
 
 class Masks:

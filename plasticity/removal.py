@@ -53,6 +53,21 @@ class Removal:
             state[name] = _kept(state[name], self.rows.get(name), self.columns.get(name))
         masks.load_state_dict(state)
 
+    def left_of(self, name: str, tensor: Tensor) -> Tensor:
+        """Return what is left of a tensor laid out as a parameter or buffer was, such as its initial values.
+
+        Args:
+            name: Qualified name of the parameter or buffer.
+            tensor: Of its shape before; one of another shape is returned as it is.
+        """
+        owner, _, key = name.rpartition(".")
+        rows = self.rows.get(owner, self.channels.get(owner))
+        columns = self.columns.get(owner) if key == "weight" else None
+        for dim, kept in ((0, rows), (1, columns)):
+            if kept is not None and (tensor.dim() <= dim or tensor.shape[dim] != len(kept)):
+                return tensor
+        return _kept(tensor, rows, columns)
+
     def parameters(self) -> dict[str, None]:
         """Return the qualified names of the weights, biases and buffers that have got another shape, as keys."""
         keys = {f"{name}.{key}": None for name in {**self.rows, **self.columns} for key in ("weight", "bias")}

@@ -17,6 +17,7 @@ from plasticity.architecture.head import find_head
 from plasticity.architecture.rewriting import Example, note, parameter_count
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
+from plasticity.masks import Removed
 from plasticity.tracing.preserve import preserved
 from plasticity.units import find_units
 
@@ -151,6 +152,7 @@ def inject_plasticity(
     generator: torch.Generator | None = None,
     *,
     head: Sequence[str] | None = None,
+    removed: Sequence[Removed] = (),
 ) -> tuple[str, ...]:
     """Give a network a new head that learns, in addition to the one it has, which is frozen.
 
@@ -169,6 +171,7 @@ def inject_plasticity(
         generator: Where new weights come from, the same for every device; None: PyTorch's own, of the CPU.
         head: Qualified names of the modules that make up the head, in order; None: those from the last hidden layer
             on. A single linear layer gains nothing: its gradient is the same for any weights.
+        removed: Connections removed for good, which the new head does not have either.
 
     Returns:
         The names of the head's modules.
@@ -190,6 +193,8 @@ def inject_plasticity(
     injection = Injection(modules)
     injection.keep("frozen")
     _renew(modules, generator)
+    for each in removed:
+        each.apply(model)
     injection.keep("copy")
     home = _home(modules[-1])
     home.add_module(_NAME, injection.train(home.training))

@@ -19,7 +19,7 @@ never decay. Its optimizers restart Adam's bias correction for each reset entry;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.outgoing import OutgoingMagnitude, transfer_to_bias
-from plasticity.methods.recycling import check_count, check_moments, check_shares, take_counts
+from plasticity.methods.recycling import RemovedUnits, check_count, check_moments, check_shares, take_counts
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
@@ -108,6 +108,7 @@ class ContinualBackprop:
         self.rule = rule
         self._units: dict[str, _Units] = {}
         self._magnitudes = OutgoingMagnitude(average=rule.outgoing == "mean")
+        self._removed = RemovedUnits()
 
     def step(
         self,
@@ -118,6 +119,7 @@ class ContinualBackprop:
         generator: torch.Generator | None = None,
         initial: Mapping[str, Tensor] | None = None,
         means: Mapping[str, BatchSums] | None = None,
+        removed: Mapping[str, Tensor] | None = None,
     ) -> int:
         """Judge units after an update, and replace those that are due.
 
@@ -130,6 +132,8 @@ class ContinualBackprop:
             generator: Where fresh weights come from.
             initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`.
             means: Sums of h, by group name; needed for `transfer`.
+            removed: Units that are gone for good but still in place, (size,) bool by group name, which are never
+                replaced and do not count as mature; another object whenever something has changed.
 
         Returns:
             How many units were replaced.
@@ -148,9 +152,10 @@ class ContinualBackprop:
                     if self.rule.transfer:
                         signed = (means or {})[group.name]
                         state.mean.lerp_(signed.values / signed.count, 1 - self.rule.decay)
-                    count = self._due(state, group.size)
+                    gone, number = self._removed.of(group, removed or {}, seen.values.device)
+                    count = self._due(state, group.size - number)
                     if count:
-                        self._replace(model, group, state, count, optimizer, generator, initial)
+                        self._replace(model, group, state, count, optimizer, generator, initial, gone)
                         replaced += count
         return replaced
 
@@ -158,7 +163,7 @@ class ContinualBackprop:
         """Say how many units to replace now."""
         maturity = self.rule.maturity
         state.young = [entry for entry in state.young if state.updates - entry[0] <= maturity]
-        mature = size - sum(count for _, count in state.young) if state.updates > maturity else 0
+        mature = max(0, size - sum(count for _, count in state.young)) if state.updates > maturity else 0
         state.owed += self.rule.replacement_rate * mature
         count = min(math.floor(state.owed), mature)
         state.owed -= count
@@ -175,10 +180,12 @@ class ContinualBackprop:
         optimizer: Optimizer | None,
         generator: torch.Generator | None,
         initial: Mapping[str, Tensor] | None,
+        gone: Tensor | None,
     ) -> None:
         correction = 1 - torch.pow(self.rule.decay, state.age)
         utility = (state.utility / correction).nan_to_num(torch.finfo(torch.float32).max)
-        candidates = torch.where(state.age > self.rule.maturity, utility, float("inf"))
+        mature = state.age > self.rule.maturity
+        candidates = torch.where(mature if gone is None else mature & ~gone, utility, float("inf"))
         index = candidates.argsort(stable=True)[:count].sort().values
         if self.rule.transfer:
             transfer_to_bias(model, group, index, (state.mean / correction)[index])
@@ -198,6 +205,16 @@ class ContinualBackprop:
             for name in _TENSORS:
                 setattr(state, name, getattr(state, name).to(like.device))
         return state
+
+    def begin_anew(self, units: Mapping[str, Sequence[int]]) -> None:
+        """Forget what is known of some units, by group name, which somebody else has made new."""
+        for name, numbers in units.items():
+            state = self._units.get(name)
+            if state is not None and len(numbers):
+                index = torch.tensor(numbers, device=state.age.device)
+                for tensor in state.utility, state.age, state.mean, state.outgoing:
+                    tensor[index] = 0
+                state.young.append((state.updates, len(numbers)))
 
     def replacements(self) -> dict[str, list[int]]:
         """Return how often each unit was replaced since the last call, by group name; copies to the host once."""

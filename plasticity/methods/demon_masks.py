@@ -99,6 +99,10 @@ class PrunedUnits:
             for name, kept in self.vectors.items()
         )
 
+    def apply(self, model: nn.Module) -> None:
+        """Set everything that is removed to 0 again."""
+        BoundPrunedUnits(self, model).apply()
+
     def unmasked(self, model: nn.Module) -> int:
         """Return how many parameters are left."""
         total = sum(parameter.numel() for parameter in unwrap(model).parameters())

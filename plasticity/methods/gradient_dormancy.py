@@ -11,7 +11,7 @@ one behind the activation, which is not. Threshold and period are those of ReDo.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
-from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew
+from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew, unjudged
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
@@ -82,6 +82,7 @@ def recycle_gradient_dormant_units(
     optimizer: Optimizer | None = None,
     generator: torch.Generator | None = None,
     initial: Mapping[str, Tensor] | None = None,
+    removed: Mapping[str, Tensor] | None = None,
 ) -> Treatment:
     """Make the units new that hardly got a gradient.
 
@@ -95,6 +96,7 @@ def recycle_gradient_dormant_units(
         optimizer: The network's optimizer.
         generator: Where fresh weights come from.
         initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`.
+        removed: Units that are gone for good but still in place, (size,) bool by group name; they are not judged.
 
     Returns:
         The report. Its counts are "dormant" and "recycled" units of private groups.
@@ -104,7 +106,9 @@ def recycle_gradient_dormant_units(
     """
     private = private_groups(units)
     seen = {
-        group.name: gradients[group.name]
+        group.name: replace(
+            gradients[group.name], values=unjudged(gradients[group.name].values, (removed or {}).get(group.name))
+        )
         for group in private
         if group.name in gradients and len(gradients[group.name].values) == group.size
     }

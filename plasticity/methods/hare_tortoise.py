@@ -10,7 +10,7 @@ arXiv 2406.02596. Its momentum and period were not at hand: the defaults here ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.parameters import grown, in_range
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
+from plasticity.removal import Removal
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,20 @@ class Tortoise:
                 self.values[name] = tensor.clone()
                 tensor.copy_(mine)
         self._slow = [self.values[name] for name in live]
+
+    def follow_removal(self, model: nn.Module, removal: Removal) -> None:
+        """Go along with units that were removed physically from the network: they are gone from the average, too."""
+        self.values = {name: removal.left_of(name, value) for name, value in self.values.items()}
+        if self.following:
+            self.follow(model)
+
+    def renew(self, model: nn.Module, names: Collection[str]) -> None:
+        """Begin the average of some parameters at their present values: they were drawn anew."""
+        live = _averaged(model)
+        with torch.no_grad():
+            for name in names:
+                if name in self.values:
+                    self.values[name].copy_(live[name])
 
     def release(self) -> None:
         """Let go of the network; `follow` takes hold of it again."""

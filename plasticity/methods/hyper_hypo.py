@@ -33,7 +33,12 @@ from plasticity.surgery import outgoing
 
 
 def choose_entries(
-    model: nn.Module, units: UnitGroups, probe: Probe, rule: HyperHypoRule, generator: torch.Generator
+    model: nn.Module,
+    units: UnitGroups,
+    probe: Probe,
+    rule: HyperHypoRule,
+    generator: torch.Generator,
+    removed: Mapping[str, Tensor] | None = None,
 ) -> tuple[Treatment, dict[str, Selection], dict[str, Tensor]]:
     """Choose the units that adapt first, for `plasticity.freezing.PartialTraining`. Nothing is changed.
 
@@ -45,6 +50,8 @@ def choose_entries(
         probe: Training inputs on which units are judged, in eval mode.
         rule: How to choose.
         generator: Where "random" draws from.
+        removed: Units that are gone for good but still in place, (size,) bool by group name; they are neither judged
+            nor chosen.
 
     Returns:
         The report, whose counts are "hyper" and "hypo" (how many units lie at each end), "selected" (how many adapt
@@ -52,7 +59,7 @@ def choose_entries(
         entries that learn, as `incoming_entries` returns them.
     """
     stats, _ = observe(model, units, probe, rule.saliency)
-    selections = select_units(stats, rule, generator)
+    selections = select_units(stats, rule, generator, removed)
     entries = incoming_entries(model, units, selections)
     total = sum(parameter.numel() for parameter in model.parameters())
     learning = sum(int(mask.sum()) for mask in entries.values())
@@ -117,6 +124,7 @@ def prune_units(
     rule: HyperHypoRule,
     optimizer: Optimizer | None,
     generator: torch.Generator,
+    removed: Mapping[str, Tensor] | None = None,
 ) -> tuple[Treatment, dict[str, Selection]]:
     """Silence the chosen units of private groups for good.
 
@@ -130,6 +138,8 @@ def prune_units(
         rule: How to choose, and how many units may go.
         optimizer: Its state is zeroed at removed connections.
         generator: Where "random" draws from.
+        removed: Units that are gone for good but still in place, (size,) bool by group name; they are neither judged
+            nor chosen, and count for no limit.
 
     Returns:
         The report, and the selections. Its counts are "hyper", "hypo" and "selected"; of the selected those newly
@@ -138,7 +148,7 @@ def prune_units(
     """
     keep_pruned(model, units, masks, pruned, optimizer)
     stats, before = observe(model, units, probe, rule.saliency)
-    selections = select_units(stats, rule, generator, pruned)
+    selections = select_units(stats, rule, generator, _either(pruned, removed or {}))
     gone: dict[str, list[int]] = {}
     skipped = spared = 0
     for name, selection in selections.items():
@@ -163,6 +173,15 @@ def prune_units(
     }
     shift = output_shift(before, probe.outputs(model)) if gone else 0.0
     return Treatment("hyper-hypo", probe.samples, gone, counts, shift), selections
+
+
+def _either(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the units that either marks; where the two see a group of different size, the first is right."""
+    both = {**other, **one}
+    for name in one.keys() & other.keys():
+        if len(one[name]) == len(other[name]):
+            both[name] = one[name] | other[name].cpu()
+    return both
 
 
 def keep_pruned(

@@ -172,7 +172,8 @@ def select_units(
 
 
 def _left(name: str, size: int, without: Mapping[str, Tensor]) -> Tensor:
-    return ~without[name] if name in without else torch.ones(size, dtype=torch.bool)
+    known = without.get(name)
+    return torch.ones(size, dtype=torch.bool) if known is None or len(known) != size else ~known.cpu()
 
 
 def _ends(score: Tensor, rule: HyperHypoRule) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.measures.scalars import working_type
+from plasticity.removal import Removal
 
 Kind = Literal["weight", "bias", "norm", "other"]
 """What a parameter is.
@@ -108,7 +109,7 @@ class InitialValues(Mapping[str, Tensor]):
 
     Call `update` whenever the model may have changed: before each experience. A parameter that has grown keeps its
     initial values, and what is new takes its own from the present ones, so that a new head is not pulled to anything
-    stale. One that has shrunk starts anew, since nothing says what was removed, and so does everything when another
+    stale. One that has shrunk starts anew, unless `follow` says what was removed, and so does everything when another
     model takes the place of the one before.
 
     Args:
@@ -138,6 +139,17 @@ class InitialValues(Mapping[str, Tensor]):
         entries = trainable(network, self.kinds)
         self._values = {entry.name: grown(self._values.get(entry.name), entry.parameter) for entry in entries}
         return entries
+
+    def follow(self, removal: Removal) -> None:
+        """Go along with units that were removed physically: what is left keeps its initial values."""
+        self._values = {name: removal.left_of(name, value) for name, value in self._values.items()}
+
+    def renew(self, model: nn.Module, names: Collection[str]) -> None:
+        """Take the present values of some parameters for their initial ones: they were drawn anew."""
+        parameters = dict(unwrap(model).named_parameters())
+        for name in names:
+            if name in self._values:
+                self._values[name] = parameters[name].detach().clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the values by name."""

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.groups import UnitGroups, unwrap
+from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
 
@@ -61,6 +61,18 @@ def initial_values(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def unjudged(values: Tensor, removed: Tensor | None) -> Tensor:
+    """Return values of units with NaN for those that are removed: these are not judged, and count for no mean.
+
+    Args:
+        values: (size,) floating-point.
+        removed: (size,) bool; None, or of another size: none is.
+    """
+    if removed is None or removed.shape != values.shape:
+        return values
+    return values.masked_fill(removed.to(values.device), float("nan"))
+
+
 def most_extreme(
     scores: Mapping[str, Tensor], candidates: Mapping[str, Tensor], maximum_share: float
 ) -> dict[str, Tensor]:
@@ -95,6 +107,29 @@ def renew(
     for name, numbers in chosen.items():
         if len(numbers):
             reinitialise(model, units[name], numbers, optimizer, generator, initial=initial, moments=moments)
+
+
+class RemovedUnits:
+    """Units that are removed for good but still in place: moved to the device and counted once for each mask."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def of(self, group: UnitGroup, removed: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor | None, int]:
+        """Return which units of a group are removed, (size,) bool on a device, and how many; None, 0: none.
+
+        Args:
+            group: The group.
+            removed: (size,) bool by group name; another object whenever something has changed.
+            device: Of the network.
+        """
+        mask = removed.get(group.name)
+        if mask is None or len(mask) != group.size:
+            return None, 0
+        known = self._known.get(group.name)
+        if known is None or known[0] is not mask or known[1].device != device:
+            known = self._known[group.name] = (mask, mask.to(device), int(mask.sum()))
+        return known[1], known[2]
 
 
 def take_counts(counts: Mapping[str, Tensor]) -> dict[str, list[int]]:

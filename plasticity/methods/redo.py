@@ -11,7 +11,7 @@ the first steps of a new unit several times too large; here its second moments b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from plasticity.groups import UnitGroups
 from plasticity.measures import dormant_units
-from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew
+from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew, unjudged
 from plasticity.methods.treatment import Treatment
 from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
@@ -60,6 +60,7 @@ def recycle_dormant_units(
     optimizer: Optimizer | None = None,
     generator: torch.Generator | None = None,
     initial: Mapping[str, Tensor] | None = None,
+    removed: Mapping[str, Tensor] | None = None,
 ) -> Treatment:
     """Find the dormant units of a network and make them new.
 
@@ -71,6 +72,7 @@ def recycle_dormant_units(
         optimizer: The network's optimizer.
         generator: Where fresh weights come from.
         initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`.
+        removed: Units that are gone for good but still in place, (size,) bool by group name; they are not judged.
 
     Returns:
         The report. Its counts are "dormant" units and "dead" ones among them, in private groups, and "recycled" units.
@@ -80,7 +82,11 @@ def recycle_dormant_units(
     """
     private = private_groups(units)
     activity, before = probe.watch(model, private)
-    stats = {name: stat for name, stat in activity.statistics().items() if stat.count}
+    stats = {
+        name: replace(stat, mean_abs=unjudged(stat.mean_abs, (removed or {}).get(name)))
+        for name, stat in activity.statistics().items()
+        if stat.count
+    }
     scores = {name: stat.mean_abs for name, stat in stats.items()}
     dormant = {name: dormant_units(stat, rule.tau) for name, stat in stats.items()}
     chosen = most_extreme(scores, dormant, rule.maximum_share)

@@ -17,7 +17,7 @@ time: a unit that was due stays so, and is made new some updates later than by t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
-from plasticity.methods.recycling import check_count, check_moments, check_shares, take_counts
+from plasticity.methods.recycling import RemovedUnits, check_count, check_moments, check_shares, take_counts
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
@@ -103,6 +103,7 @@ class SelfNormalizedResets:
         self._units: dict[str, _Units] = {}
         self._bounds = torch.tensor(_bounds(rule.maximum_age))
         self._largest_batch = 1
+        self._removed = RemovedUnits()
 
     def step(
         self,
@@ -113,6 +114,7 @@ class SelfNormalizedResets:
         optimizer: Optimizer | None = None,
         generator: torch.Generator | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        removed: Mapping[str, Tensor] | None = None,
     ) -> bool:
         """Judge units after an update, and make new those that are due.
 
@@ -125,6 +127,8 @@ class SelfNormalizedResets:
             optimizer: The network's optimizer.
             generator: Where fresh weights come from.
             initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`.
+            removed: Units that are gone for good but still in place, (size,) bool by group name, which are never due;
+                another object whenever something has changed.
 
         Returns:
             Whether units may have been made new; only the device knows.
@@ -138,6 +142,9 @@ class SelfNormalizedResets:
                     continue
                 state = self._state(group, seen.values)
                 self._count(state, seen.values > 0, samples)
+                gone, _ = self._removed.of(group, removed or {}, seen.values.device)
+                if gone is not None:
+                    state.due &= ~gone
                 if state.updates % self.rule.check_every == 0 and self.rule.maximum_share > 0:
                     self._renew(model, group, state, optimizer, generator, initial)
                     checked = True
@@ -204,6 +211,15 @@ class SelfNormalizedResets:
             for name in _TENSORS:
                 setattr(state, name, getattr(state, name).to(like.device))
         return state
+
+    def begin_anew(self, units: Mapping[str, Sequence[int]]) -> None:
+        """Let some units, by group name, begin as new ones, which somebody else has made of them."""
+        for name, numbers in units.items():
+            state = self._units.get(name)
+            if state is not None and len(numbers):
+                index = torch.tensor(numbers, device=state.age.device)
+                state.age[index] = 0
+                state.due[index] = False
 
     def replacements(self) -> dict[str, list[int]]:
         """Return how often each unit was made new since the last call, by group name; copies to the host once."""

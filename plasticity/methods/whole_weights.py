@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.masks import Masks
+from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry, total_norm, trainable
 from plasticity.methods.treatment import Treatment
 from plasticity.probe import Probe, output_shift
@@ -27,7 +27,7 @@ def change_weights(
     *,
     optimizer: Optimizer | None = None,
     optimizer_state: OptimizerState = "clear",
-    masks: Sequence[Masks] = (),
+    masks: Sequence[Removed] = (),
 ) -> Treatment:
     """Change weights in place and report what that did.
 
@@ -38,7 +38,7 @@ def change_weights(
         change: Changes the weights, and returns which.
         optimizer: The network's optimizer.
         optimizer_state: What becomes of its state.
-        masks: Connections removed for good, which stay removed.
+        masks: What is removed for good and stays removed.
 
     Returns:
         The report. Its counts are changed "parameters" (tensors), their "entries", and the "relative_change", the

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
+from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.probe import Probe, RecentInputs
 from plasticity.units import find_units
 
@@ -43,7 +44,7 @@ class _Source(Metric[float]):
 class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """A plugin that treats hidden units at chosen times, judged on the latest training inputs.
 
-    Subclasses implement `treat`.
+    Subclasses implement `treat`, and `tell_others` if other plugins have to follow.
 
     Args:
         every: When to treat: "experience", before each experience but the first; "epoch", after each epoch; or a
@@ -84,6 +85,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         self._online = 0
         self._iterations = 0
         self._units: UnitGroups | None = None
+        self._removed: dict[str, Tensor] = {}  # units that are gone for good, but still in place
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -92,6 +94,12 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     ) -> Treatment | None:
         """Treat the network; returns what was done, or None if there is nothing to report."""
         raise NotImplementedError
+
+    def tell_others(self, strategy: Any, report: Treatment) -> None:
+        """Tell the strategy's other plugins of a change beneath them, right after a treatment; by default nothing.
+
+        See `plasticity.plugins.following`.
+        """
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
@@ -138,15 +146,23 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         return units
 
     def intervene(self, strategy: Any) -> None:
-        """Treat the network now and report it to the strategy's loggers and in `history`."""
+        """Treat the network now and report it to the strategy's loggers and in `history`.
+
+        What any plugin has removed from the network stays removed.
+        """
         if self._units is None:
             self._units = self.resolve(strategy)
+        gone, self._removed = still_removed(strategy), removed_units(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
         report = self.treat(
             strategy.model, self._units, self._recent.probe(strategy.device), strategy.optimizer, generator
         )
         self._generator_state = generator.get_state()
+        if report is not None:
+            self.tell_others(strategy, report)
+        for removed in gone:
+            removed.apply(strategy.model)
         if report is None:
             return
         experience = int(strategy.experience.current_experience)

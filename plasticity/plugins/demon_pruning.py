@@ -33,7 +33,9 @@ from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.observing import ForwardObserver
+from plasticity.plugins.removed import removed_by
 from plasticity.probe import Probe, RecentInputs, balanced
+from plasticity.removal import Removal
 from plasticity.schedules import one_cycle
 from plasticity.units import find_units
 
@@ -159,6 +161,8 @@ class DemonPruningPlugin(TreatmentPlugin):
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Count the steps of the cycle, now that other plugins have had their say on the data."""
+        if self.active and self.mode == "shrink":
+            refuse_followers(self, strategy)  # who keeps numbers since this experience began
         if self.active and self._steps is None:
             self._steps = _steps(strategy)
 
@@ -188,6 +192,9 @@ class DemonPruningPlugin(TreatmentPlugin):
             if self._noise is None:
                 self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate)
             self._noise.add(self._live(), std, self._draw_from(strategy.model))
+            for removed in removed_by(strategy):  # by others: the noise may have hit it
+                if removed is not self.pruned:
+                    removed.apply(strategy.model)
         if self._bound is not None:
             self._bound.apply()
         self._step += 1
@@ -209,19 +216,26 @@ class DemonPruningPlugin(TreatmentPlugin):
         self._unbind()
 
     def intervene(self, strategy: Any) -> None:
-        """Prune now and report it; whatever is kept for single units or weights follows a removal."""
+        """Prune now and report it."""
         if self.mode == "shrink":
             refuse_followers(self, strategy)
         super().intervene(strategy)
-        self._unbind()
         done, self._done = self._done, None
-        if done is None:
-            return
-        if done.left:
+        if done is not None and done.left:
             self.history[-1]["left_because"] = done.left
-        if done.removal is not None:
+
+    def tell_others(self, strategy: Any, report: Treatment) -> None:
+        """Let whatever is kept for single units or weights follow a removal."""
+        self._unbind()
+        if self._done is not None and self._done.removal is not None:
             self._units = None
-            follow_removal(self, strategy, done.removal)
+            follow_removal(self, strategy, self._done.removal)
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        self.pruned.follow(removal)
+        self._units = None
+        self._unbind()
 
     # --- helpers -----------------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class GradientDormancyPlugin(RecyclingPlugin):
                     totals[name] = BatchSums(before.values + part.values, before.count + part.count)
         samples = sum(number for number, _ in collected)
         return recycle_gradient_dormant_units(
-            model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial
+            model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial, self._removed
         )
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
 from plasticity.methods.parameters import total_norm
 from plasticity.plugins.arguments import change_rule
-from plasticity.plugins.steps import StepPlugin, keep_masks
+from plasticity.plugins.removed import keep_removed
+from plasticity.plugins.steps import StepPlugin
+from plasticity.removal import Removal
 
 
 class HareTortoisePlugin(StepPlugin):
@@ -34,7 +37,7 @@ class HareTortoisePlugin(StepPlugin):
             over the length of the hare.
 
     Raises:
-        UserError: If an argument is unknown or has no meaning.
+        UserError: If an argument is unknown or has no meaning; in training, if there is another such plugin.
 
     Source: Lee et al. 2024, arXiv 2406.02596.
     """
@@ -61,18 +64,20 @@ class HareTortoisePlugin(StepPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Average the model that is now in place."""
+        if any(isinstance(plugin, HareTortoisePlugin) and plugin is not self for plugin in strategy.plugins):
+            raise UserError("a strategy can have one HareTortoisePlugin: each takes the other's tortoise for the hare")
         self.tortoise.follow(strategy.model, anew=self._replaced(strategy))
         self._model = weakref.ref(unwrap(strategy.model))
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let the tortoise take a step, and the hare go back to it if it is time."""
-        keep_masks(strategy)
+        keep_removed(strategy)
         self.tortoise.update(self.rule.momentum)
         self._steps += 1
         self._iterations += 1
         if self.rule.reset_every is not None and self._iterations % self.rule.reset_every == 0:
             self.tortoise.give()
-            keep_masks(strategy)
+            keep_removed(strategy)
             self._resets += 1
             if self.rule.optimizer_state == "clear":
                 strategy.optimizer.state.clear()
@@ -98,9 +103,17 @@ class HareTortoisePlugin(StepPlugin):
             self.tortoise.follow(strategy.model)
             self.model_is_tortoise = self._evaluating = False
 
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        self.tortoise.follow_removal(strategy.model, removal)
+
+    def follow_renewal(self, strategy: Any, names: Collection[str]) -> None:
+        """Go along with parameters that another plugin has drawn anew."""
+        self.tortoise.renew(strategy.model, names)
+
     def _exchange(self, strategy: Any) -> None:
         self.tortoise.exchange(strategy.model)
-        keep_masks(strategy)
+        keep_removed(strategy)
 
     def _replaced(self, strategy: Any) -> bool:
         """Say whether a network that starts anew has taken the place of the one before, as GDumb's."""

@@ -74,6 +74,7 @@ class HyperHypoPlugin(TreatmentPlugin):
     """
 
     method = "hyper-hypo"
+    knows_units = True
 
     def __init__(
         self,
@@ -122,16 +123,23 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._bound = None
         if self.rule.mode == "prune":
             report, self.selections = prune_units(
-                model, units, probe, self.masks, self.pruned, self.rule, optimizer, generator
+                model, units, probe, self.masks, self.pruned, self.rule, optimizer, generator, self._removed
             )
         else:
-            report, self.selections, self._entries = choose_entries(model, units, probe, self.rule, generator)
+            report, self.selections, self._entries = choose_entries(
+                model, units, probe, self.rule, generator, self._removed
+            )
         return report
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences; masks follow the model that is now in place."""
+        adapting = [plugin for plugin in strategy.plugins if isinstance(plugin, HyperHypoPlugin)]
+        if sum(plugin.rule.mode == "adapt" for plugin in adapting) > 1:
+            raise UserError(
+                'a strategy can have one HyperHypoPlugin(mode="adapt"): each lets nothing but its own units learn'
+            )
         self._end_stage()
         self._bound = None
         self.masks.prune_missing(strategy.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from plasticity.methods.l2_init import PRESETS, add_regenerative_gradient, regen
 from plasticity.methods.parameters import UNNORMALISED_KINDS, Entry, InitialValues
 from plasticity.plugins.l2 import preset_strength
 from plasticity.plugins.penalty import PenaltyPlugin
+from plasticity.removal import Removal
 
 
 class L2InitPlugin(PenaltyPlugin):
@@ -52,6 +53,14 @@ class L2InitPlugin(PenaltyPlugin):
         """Return strength * ||theta - theta_0||^2."""
         parameters = [entry.parameter for entry in entries]
         return regenerative_penalty(parameters, [self.initial[entry.name] for entry in entries], self.strength)
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        self.initial.follow(removal)
+
+    def follow_renewal(self, strategy: Any, names: Collection[str]) -> None:
+        """Go along with parameters that another plugin has drawn anew."""
+        self.initial.renew(strategy.model, names)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, the initial values among it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from plasticity.groups import unwrap
 from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
 from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, trainable
-from plasticity.plugins.steps import StepPlugin, keep_masks
+from plasticity.plugins.removed import keep_removed
+from plasticity.plugins.steps import StepPlugin
+from plasticity.removal import Removal
 
 
 class NormalizeAndProjectPlugin(StepPlugin):
@@ -53,6 +55,21 @@ class NormalizeAndProjectPlugin(StepPlugin):
         if self._model is not None and self._model() is not network:  # one that starts anew, as GDumb's
             self._norms = {}
         self._model = weakref.ref(network)
+        self._take(network)
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically: what is left keeps the norm it has."""
+        self.initial.follow(removal)
+        self._take(unwrap(strategy.model))
+
+    def follow_renewal(self, strategy: Any, names: Collection[str]) -> None:
+        """Go along with parameters that another plugin has drawn anew, and keep the norms that they have now."""
+        self.initial.renew(strategy.model, names)
+        self._norms = {name: known for name, known in self._norms.items() if name not in names}
+        self._take(unwrap(strategy.model))
+
+    def _take(self, network: nn.Module) -> None:
+        """Look up what to project, and take in the norms of what is new."""
         weights = {entry.name: entry.parameter for entry in trainable(network, WEIGHT_KINDS)}
         self._norms = {
             name: (grown_norm(self._norms.get(name), weight), weight.shape) for name, weight in weights.items()
@@ -66,9 +83,11 @@ class NormalizeAndProjectPlugin(StepPlugin):
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Project the weights."""
-        keep_masks(strategy)  # what is removed counts for no norm
+        keep_removed(strategy)  # what is removed counts for no norm
         project(self._weights, self._targets)
-        draw_back(self._normalisers, self._drawn_to, self.normaliser_decay)
+        if self.normaliser_decay > 0:
+            draw_back(self._normalisers, self._drawn_to, self.normaliser_decay)
+            keep_removed(strategy)
         self._steps += 1
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -13,8 +13,11 @@ from plasticity.architecture.injection import inject_plasticity
 from plasticity.architecture.rewriting import parameter_count
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups, unwrap
+from plasticity.masks import Removed
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.following import tell
+from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe, output_shift
 
 
@@ -49,21 +52,34 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
             raise UserError(f"experience must be a whole number of at least 1, not {experience!r}")
         self.experience = experience
         self.head = None if head is None else tuple(head)
+        self._kept: tuple[Removed, ...] = ()
+        self._renewed: list[str] = []
 
     def intervene(self, strategy: Any) -> None:
         """Act, if it is time and was not done yet."""
         experience = getattr(strategy.experience, "origin_experience", strategy.experience)
         if self.history or experience.current_experience < self.experience:
             return
-        super().intervene(strategy)
+        self._kept = still_removed(strategy)
+        try:
+            super().intervene(strategy)
+        finally:
+            self._kept, self._renewed = (), []
         self._units = None
+
+    def tell_others(self, strategy: Any, report: Treatment) -> None:
+        """Let plugins that know the head by its values follow."""
+        tell(self, strategy, "follow_renewal", self._renewed)
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Inject plasticity."""
         before = probe.outputs(model)
-        names = inject_plasticity(model, probe.example(), optimizer, generator, head=self.head)
+        names = inject_plasticity(model, probe.example(), optimizer, generator, head=self.head, removed=self._kept)
+        self._renewed = [
+            f"{name}.{key}" for name in names for key, _ in unwrap(model).get_submodule(name).named_parameters()
+        ]
         head = [unwrap(model).get_submodule(name) for name in names]
         return Treatment(
             method=self.method,

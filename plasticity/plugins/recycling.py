@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from plasticity.groups import UnitGroups
-from plasticity.masks import Masks
 from plasticity.methods.recycling import initial_values, skipped_groups
+from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.following import tell
 
 Rule = TypeVar("Rule")
 
@@ -19,11 +20,13 @@ class RecyclingPlugin(TreatmentPlugin):
     """A plugin that makes units of private groups new, with weights like those it found when it first saw the model.
 
     The first entry of `history` has the groups that are left alone, and why, under "skipped". Connections that other
-    plugins have removed stay removed.
+    plugins have removed stay removed, and units that they have removed are neither judged nor made new.
 
     Args:
         **settings: As for `TreatmentPlugin`.
     """
+
+    knows_units = True
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -44,9 +47,12 @@ class RecyclingPlugin(TreatmentPlugin):
     def intervene(self, strategy: Any) -> None:
         """Treat the network now and report it."""
         super().intervene(strategy)
-        keep_removed(strategy)
         if self._units is not None:
             self.note_skipped(self._units)
+
+    def tell_others(self, strategy: Any, report: Treatment) -> None:
+        """Tell plugins that keep the ages of units which ones are new."""
+        tell(self, strategy, "follow_new_units", report.units)
 
     def note_skipped(self, units: UnitGroups) -> None:
         """Say in the first report which groups are left alone."""
@@ -61,11 +67,3 @@ class RecyclingPlugin(TreatmentPlugin):
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self._initial = {name: value.clone() for name, value in state["initial"].items()}
-
-
-def keep_removed(strategy: Any) -> None:
-    """Set connections to 0 again that plugins of a strategy have removed for good."""
-    for plugin in strategy.plugins:
-        masks = getattr(plugin, "masks", None)
-        if isinstance(masks, Masks):
-            masks.apply(strategy.model)

@@ -61,4 +61,4 @@ class ReDoPlugin(RecyclingPlugin):
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Recycle the dormant units once."""
-        return recycle_dormant_units(model, units, probe, self.rule, optimizer, generator, self._initial)
+        return recycle_dormant_units(model, units, probe, self.rule, optimizer, generator, self._initial, self._removed)

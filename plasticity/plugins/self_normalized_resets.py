@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.self_normalized_resets import PRESETS, SILENT_ACTIVATIONS, SelfNormalizedResets
 from plasticity.methods.watching import MagnitudeActivity
 from plasticity.plugins.arguments import choose_rule
+from plasticity.plugins.removed import removed_units
 from plasticity.plugins.stepwise import StepwisePlugin
 
 
@@ -59,7 +60,12 @@ class SelfNormalizedResetsPlugin(StepwisePlugin):
             strategy.optimizer,
             generator,
             self._initial,
+            removed_units(strategy),
         )
+
+    def follow_new_units(self, strategy: Any, units: Mapping[str, Sequence[int]]) -> None:
+        """Let units be young that another plugin has made new."""
+        self._method.begin_anew(units)
 
     def replacements(self) -> dict[str, list[int]]:
         """Return how often each unit was made new since the last call, by group name."""

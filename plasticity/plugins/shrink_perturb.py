@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from plasticity.methods.shrink_perturb import (
     shrink_and_perturb_step,
 )
 from plasticity.plugins.arguments import change_rule
-from plasticity.plugins.steps import Parts, keep_masks
+from plasticity.plugins.removed import keep_removed
+from plasticity.plugins.steps import Parts
 from plasticity.plugins.whole_weights import WholeWeightPlugin
+from plasticity.removal import Removal
 
 _PRESET_OF = {"experience": "ash2020", "step": "kumar2023", "interpolate": "fire2026"}
 
@@ -106,7 +108,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         if self.rule.variant == "step" and not self.rule.idle:
             parameters = [entry.parameter for entry in self._entries]
             shrink_and_perturb_step(parameters, self._scales, self.rule, self._noise)
-            keep_masks(strategy)
+            keep_removed(strategy)
             self._steps += 1
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -117,6 +119,14 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
             self._steps = 0
         self._keep_noise_state()
         self._entries, self._scales, self._noise = [], [], None
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        self.initial.follow(removal)
+
+    def follow_renewal(self, strategy: Any, names: Collection[str]) -> None:
+        """Go along with parameters that another plugin has drawn anew."""
+        self.initial.renew(strategy.model, names)
 
     # --- state -------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from plasticity.methods.spectral_regularization import (
 )
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.penalty import PenaltyPlugin
+from plasticity.removal import Removal
 
 
 class SpectralRegularizationPlugin(PenaltyPlugin):
@@ -64,6 +65,11 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
         self.vectors = vectors
         self._generator_state = generator.get_state()
         return entries
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        if self.strength > 0:
+            self._entries = self.entries(strategy.model)
 
     def add_gradient(self, entries: list[Entry], scale: Tensor) -> None:
         """Pull largest singular values to 1 and biases to 0."""

@@ -9,8 +9,6 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
-from plasticity.masks import Masks
-
 
 class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """A plugin that acts at every step and reports once an experience.
@@ -74,15 +72,3 @@ class Parts:
             return False
         self._seen = 1 if experience.is_first_subexp else self._seen + 1
         return self._seen == experience.sub_stream_length
-
-
-def masks_of(strategy: Any) -> tuple[Masks, ...]:
-    """Return the masks that the plugins of a strategy keep: what they removed stays removed, whoever moves weights."""
-    kept = (getattr(plugin, "masks", None) for plugin in strategy.plugins)
-    return tuple(masks for masks in kept if isinstance(masks, Masks))
-
-
-def keep_masks(strategy: Any) -> None:
-    """Set the weights to 0 again that other plugins have removed, wherever these stand among the plugins."""
-    for masks in masks_of(strategy):
-        masks.apply(strategy.model)

@@ -12,7 +12,8 @@ from torch import nn
 from plasticity.groups import UnitGroup
 from plasticity.methods.watching import LatestActivity
 from plasticity.plugins.observing import ForwardObserver
-from plasticity.plugins.recycling import RecyclingPlugin, keep_removed
+from plasticity.plugins.recycling import RecyclingPlugin
+from plasticity.plugins.removed import keep_removed
 
 
 class StepwisePlugin(RecyclingPlugin):

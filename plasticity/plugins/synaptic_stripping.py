@@ -17,6 +17,7 @@ from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.probe import Probe
+from plasticity.removal import Removal
 
 
 class SynapticStrippingPlugin(TreatmentPlugin):
@@ -94,6 +95,11 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         if self._bound is None:
             self._bound = BoundMasks(self.masks, strategy.model)
         self._bound.apply()
+
+    def follow_removal(self, strategy: Any, removal: Removal) -> None:
+        """Go along with units that another plugin has removed physically."""
+        removal.slice(self.masks)
+        self._bound = self._units = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, the masks among it."""

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
-from plasticity.masks import Masks
+from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.whole_weights import OptimizerState, change_weights
 from plasticity.plugins.base import TreatmentPlugin
-from plasticity.plugins.steps import masks_of
+from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe
 
 
@@ -35,7 +35,7 @@ class WholeWeightPlugin(TreatmentPlugin):
     def __init__(self, *, optimizer_state: OptimizerState = "clear", probe_samples: int = 2048, seed: int = 0) -> None:
         super().__init__(every="experience", probe_samples=probe_samples, seed=seed)
         self.optimizer_state: OptimizerState = optimizer_state
-        self._kept: tuple[Masks, ...] = ()
+        self._kept: tuple[Removed, ...] = ()
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class WholeWeightPlugin(TreatmentPlugin):
 
     def intervene(self, strategy: Any) -> None:
         """Treat the network now; what other plugins have removed stays removed."""
-        self._kept = masks_of(strategy)
+        self._kept = still_removed(strategy)
         try:
             super().intervene(strategy)
         finally:
