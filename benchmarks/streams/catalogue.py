@@ -123,7 +123,7 @@ WHOLE = (
     ),
     Benchmark(
         name="cifar100-5+1",
-        summary="CIFAR-100, 30 experiences of 5 classes (hard) and of 1 (easy) in turn; only hard ones are tested",
+        summary="CIFAR-100, 30 experiences of 5 classes (hard) and of 1 (easy) in turn; only hard ones are scored",
         stream=partial(alternating_stream, "cifar100", hard=5, easy=1),
         experiences=30,
         model="pairs-conv",

@@ -51,7 +51,7 @@ SUITE = (
     ),
     Benchmark(
         name="l2-init-5+1-cifar",
-        summary="L2 Init's suite: CIFAR-100, 30 tasks of 5 classes and of 1 in turn, 790 steps each, hard ones tested",
+        summary="L2 Init's suite: CIFAR-100, 30 tasks of 5 classes and of 1 in turn, 790 steps each, hard ones scored",
         stream=partial(alternating_stream, "cifar100", hard=5, easy=1),
         experiences=30,
         model="l2-init-conv",
