@@ -9,6 +9,7 @@ from test_comparison_results import edit, write_benchmark, write_run
 from test_report_live import write_unfinished
 
 from benchmarks.comparison import compare, watching
+from benchmarks.comparison.measures import result_measures
 from benchmarks.comparison.results import read_runs
 from benchmarks.comparison.writing import write_whole
 
@@ -394,6 +395,27 @@ def test_activity_before_and_after_each_intervention(browser, page):
             menu.value = "1"; menu.dispatchEvent(new Event("input"))"""
     )
     browser.until(f"return {label}.includes('0 units fire on less than 5% of samples before it, 0 after it')")
+
+
+def test_experiences_that_are_not_scored_leave_no_gaps(browser, folder):
+    for seed in range(2):
+        path = write_run(folder / "scored", "naive", seed) / "result.json"
+        result = json.loads(path.read_text(encoding="utf-8")) | {"scored": [0, 2, 4]}
+        edit(path, scored=[0, 2, 4], measures=result_measures(result, fresh=False))
+    compare(folder / "scored", "html", folder / "scored.html")
+    browser.open(folder / "scored.html")
+    found = browser.do(
+        """const [chart] = Chart.all.filter((chart) => chart instanceof Matrix);
+           const curve = Chart.all.find((chart) => chart.key === "learning_accuracy");
+           return { cells: chart.cells().map(({ x0, x1, y0, y1 }) => [x0, x1, y0, y1]), x: curve.middles,
+                    head: chart.found.at(-2).head, text: document.querySelector("#benchmark-1 h2 + p").textContent }"""
+    )
+    edges = [0.5, 2.5, 4.5, 6.5]  # one cell reaches to the next experience that is scored, the last to the end
+    assert found["cells"] == [[edges[j], edges[j + 1], edges[i], edges[i + 1]] for i in range(3) for j in range(i + 1)]
+    assert found["x"] == [1, 3, 5]
+    assert found["head"] == "after experience 5, on experience 3"
+    assert "6 experiences, of which 3 are scored" in " ".join(found["text"].split())
+    assert browser.errors() == []
 
 
 def test_tables_need_no_script(browser, page):

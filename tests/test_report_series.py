@@ -14,6 +14,7 @@ from benchmarks.comparison.page.points import scatter
 from benchmarks.comparison.results import read_runs
 from benchmarks.comparison.rows import comparison_rows
 from benchmarks.comparison.statistics import student_interval
+from plasticity.errors import UserError
 
 
 def change(folder, function):
@@ -211,6 +212,14 @@ def test_activity_before_and_after(strategies, tmp_path):
     shown = [entry["before"][0][0] for entry in found["interventions"]]
     assert len(shown) == SHOWN and shown[0] == 0 and shown[-1] == 199 and sorted(set(shown)) == shown
     assert found["interventions"][1]["after"] == [[0] * 20]
+
+
+@pytest.mark.parametrize("wrong", [None, {"one": [1] * 19}, {"one": [-1] + [0] * 19}, {"one": [0.5] * 20}, [[1] * 20]])
+def test_activity_of_another_kind_is_refused(strategies, wrong):
+    entry = {"activity_before": {"one": [1] * 20}, "activity_after": wrong}
+    run = replace(strategies["redo"][0], treatments=[entry])
+    with pytest.raises(UserError, match=r"^permuted-digits/redo/seed-0: activity_after of a treatment should hold 20"):
+        activity([run])
 
 
 def test_points_have_recovery_where_there_is_any(strategies, tmp_path):

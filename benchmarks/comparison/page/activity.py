@@ -1,9 +1,10 @@
 """Histograms of how often units fire, before and after each intervention."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.comparison.results import Run
+from plasticity.errors import UserError
 
 BINS = 20
 """Equal bins of the firing frequency from 0 to 1; the last holds 1 itself."""
@@ -24,11 +25,16 @@ def activity(runs: Sequence[Run]) -> dict[str, Any] | None:
     Returns:
         Of the first run that recorded it: "seed", "layers", and for each intervention its "experience" and "before" and
         "after" as one list of counts a layer, an empty one for a layer that is not in it; None if no run has any.
+
+    Raises:
+        UserError: if what is recorded is something else.
     """
     for run in runs:
         recorded = [entry for entry in run.treatments if "activity_before" in entry and "activity_after" in entry]
         if not recorded:
             continue
+        for entry in recorded:
+            _check(entry, run)
         step = (len(recorded) - 1) / (min(len(recorded), SHOWN) - 1) if len(recorded) > 1 else 1
         chosen = [recorded[round(index * step)] for index in range(min(len(recorded), SHOWN))]
         names = list(dict.fromkeys(name for entry in chosen for name in entry["activity_before"]))
@@ -45,3 +51,15 @@ def activity(runs: Sequence[Run]) -> dict[str, Any] | None:
             ],
         }
     return None
+
+
+def _check(entry: Mapping[str, Any], run: Run) -> None:
+    for key in ("activity_before", "activity_after"):
+        found = entry[key]
+        counts = list(found.values()) if isinstance(found, Mapping) else [None]
+        if not all(
+            isinstance(each, list) and len(each) == BINS and all(type(count) is int and count >= 0 for count in each)
+            for each in counts
+        ):
+            place = f"{run.benchmark}/{run.strategy}/seed-{run.seed}"
+            raise UserError(f"{place}: {key} of a treatment should hold {BINS} counts by layer")
