@@ -126,7 +126,13 @@ def test_the_command_line_watches_until_it_is_interrupted(tmp_path):
     results, output = tmp_path / "results", tmp_path / "page.html"
     write_unfinished(results)
     command = [sys.executable, "-m", "benchmarks", "compare", str(results), "--format", "html", "--output", str(output)]
-    process = subprocess.Popen([*command, "--watch"], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--watch"],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     try:
         until(lambda: "2 of 6" in text_of(output))
         write_run(results, "redo")
