@@ -75,10 +75,17 @@ def test_standing_puts_only_what_is_shown_in_order():
         leave_out=("fresh",),
     )
     assert found.above == ["best", "second", "third"]
-    assert found.with_first == ["second", "noisy"]  # the seeds tell noisy neither from naive nor from the best
+    assert list(found.with_first) == ["second", "noisy"]  # the seeds tell noisy neither from naive nor from the best
     assert found.unclear == ["noisy", "same"]
     assert found.below == ["bad"]
     assert set(found.differences) == {"best", "second", "third", "noisy", "same", "bad"}
+
+
+def test_strategies_are_held_against_the_first_on_all_the_seeds_that_they_share():
+    found = standing(
+        {"naive": around(0.5, 0.001, 3), "best": around(0.8, 0.001, 6), "near": around(0.799, 0.01, 6)}, "naive"
+    )
+    assert found.differences["near"].seeds == 3 and found.with_first["near"].seeds == 6
 
 
 def test_standing_without_the_reference_is_empty():

@@ -64,15 +64,15 @@ class Standing:
 
     Attributes:
         above: strategies with more than the reference, largest mean first.
-        with_first: strategies that the seeds cannot tell apart from the first of `above`; some of them may be in
-            `unclear`.
+        with_first: how far the first of `above` is from the strategies that are not shown to have less than it; some
+            of them may be in `unclear`.
         unclear: strategies that the seeds cannot tell apart from the reference.
         below: strategies with less than the reference, smallest mean first.
         differences: the difference from the reference, of all of these.
     """
 
     above: list[str]
-    with_first: list[str]
+    with_first: dict[str, Difference]
     unclear: list[str]
     below: list[str]
     differences: dict[str, Difference]
@@ -97,9 +97,6 @@ def standing(values: Mapping[str, Values], reference: str, leave_out: Collection
     above = [name for name in by_mean if differences[name].sign > 0]
     below = [name for name in reversed(by_mean) if differences[name].sign < 0]
     unclear = [name for name in differences if differences[name].sign == 0]
-    with_first = [name for name in by_mean if above and name != above[0] and not _apart(values[above[0]], values[name])]
+    from_first = {name: paired_difference(values[above[0]], values[name]) for name in by_mean if above}
+    with_first = {name: found for name, found in from_first.items() if name != above[0] and found.sign <= 0}
     return Standing(above, with_first, unclear, below, differences)
-
-
-def _apart(first: Values, second: Values) -> bool:
-    return paired_difference(first, second).sign != 0

@@ -134,7 +134,7 @@ def _ordered(found: Standing, says: str, amount: Amount) -> list[str]:
         else:
             sentences.append(f"{opening}.")
         if tied:
-            seeds = _seeds(found.differences[name] for name in (first, *tied))
+            seeds = _seeds(found.with_first[name] for name in tied)
             these = "this" if len(tied) == 1 else "these"
             sentences.append(f"With {seeds} {these} cannot be told apart from it: {_named(tied, amount)}.")
         if others:
