@@ -80,6 +80,12 @@ def run(tmp_path, benchmark, strategy="naive", **settings):
     return train(resolve(benchmark, strategy, 0, **settings), tmp_path / "metrics.jsonl")
 
 
+@pytest.fixture
+def few(registers):
+    """Another online benchmark, of 30 images, 2 at a time."""
+    return register_benchmark(replace(online(get_benchmark("split-mnist"), 2), name="few")).name
+
+
 class Seen(SupervisedPlugin):
     """Keeps what a strategy is shown."""
 
@@ -122,36 +128,30 @@ def test_an_online_run_sees_every_sample_once_and_is_measured_after_whole_experi
 def test_epochs_and_batch_size_of_an_online_run(registers, tmp_path):
     seen = Seen()
     register("seen", lambda context: [seen])
-    run(tmp_path, "online-split-digits", "seen", experiences=1, epochs=2, batch_size=4)
-    assert [len(y) for _, _, y in seen.batches[:6]] == [4, 4, 2] * 2
+    run(tmp_path, "online-split-mnist", "seen", experiences=1, epochs=2, batch_size=4)
+    assert [len(y) for _, _, y in seen.batches] == [4, 4, 2] * 6
     first = [torch.cat([x for _, x, _ in seen.batches[start : start + 3]]) for start in (0, 3)]
     assert sorted(first[0].tolist()) == sorted(first[1].tolist())
 
 
-def test_a_fresh_network_comes_with_each_experience_and_not_with_each_few_samples(registers, tmp_path):
+def test_a_fresh_network_comes_with_each_experience_and_not_with_each_few_samples(few, tmp_path):
     seen = Seen()
     register("seen", lambda context: [seen])
-    run(tmp_path, "online-split-digits", "fresh+seen", experiences=3)
+    run(tmp_path, few, "fresh+seen", experiences=3)
     jumps = [float((b - a).abs().max()) for a, b in zip(seen.weights, seen.weights[1:], strict=False)]
     first = [index for index, (a, b) in enumerate(zip(seen.batches, seen.batches[1:], strict=False)) if a[0] != b[0]]
-    assert len(first) == 2
+    assert len(first) == 2 and len(seen.batches) == 6 + 5 + 5
     assert [index for index, jump in enumerate(jumps) if jump > 0.05] == first  # Adam goes 0.001 at a time
-    result = run(tmp_path, "online-split-digits", "fresh", experiences=3)
+    result = run(tmp_path, few, "fresh", experiences=3)
     assert result["accuracy_matrix"][1][0] is None and None not in result["accuracy_matrix"][2]
 
 
-def test_treatments_of_an_online_run_belong_to_experiences(tmp_path):
-    result = run(tmp_path, "online-split-digits", "synaptic-stripping+shrink-perturb", experiences=4)
-    assert [entry["experience"] for entry in result["treatments"] if entry["method"] == "synaptic-stripping"] == [
-        1,
-        2,
-        3,
-    ]
-    assert [entry["experience"] for entry in result["treatments"] if entry["method"] != "synaptic-stripping"] == [
-        1,
-        2,
-        3,
-    ]
+def test_treatments_of_an_online_run_belong_to_experiences(few, tmp_path):
+    result = run(tmp_path, few, "synaptic-stripping+shrink-perturb", experiences=4)
+    assert len(result["treatments"]) == 6
+    for stripping in (True, False):
+        entries = [entry for entry in result["treatments"] if (entry["method"] == "synaptic-stripping") == stripping]
+        assert [entry["experience"] for entry in entries] == [1, 2, 3]
 
 
 def test_replay_of_an_online_run_keeps_samples_of_all_experiences(registers, tmp_path):
