@@ -10,6 +10,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from benchmarks.comparison.page.activity import BINS
 from benchmarks.loading import ExperienceTensors, evaluate
 from plasticity.plugins.base import TreatmentPlugin
 
@@ -122,7 +123,8 @@ def watch_damage(plugins: Sequence[Any], past: PastSamples, stopwatch: Stopwatch
     """Let plugins that treat a network note how far that moves the accuracy on what was learned before.
 
     Every entry of their history then says `accuracy_before` and `accuracy_after`: on samples of the experiences before
-    the present one, just before and just after the intervention. There are none in the first experience.
+    the present one, just before and just after the intervention. There are none in the first experience. The first
+    entry of every experience also says `activity_before` and `activity_after`, see `activity`.
 
     Args:
         plugins: The plugins of a run; those that do not intervene at single times are left alone.
@@ -140,13 +142,36 @@ def _watched(
 ) -> Callable[[Any], None]:
     @functools.wraps(intervene)
     def watched(strategy: Any) -> None:
+        experience = int(strategy.experience.current_experience)
         with stopwatch.paused():
-            samples = past.of(int(strategy.experience.current_experience))
+            samples = past.of(experience)
             before = None if samples is None else evaluate(strategy.model, samples)
+            first = all(entry["experience"] != experience for entry in plugin.history)
+            fired = activity(plugin, strategy) if first else None
         treatments = len(plugin.history)
         intervene(strategy)
-        if samples is not None and len(plugin.history) > treatments:
-            with stopwatch.paused():
+        if len(plugin.history) == treatments:
+            return
+        with stopwatch.paused():
+            if samples is not None:
                 plugin.history[-1].update(accuracy_before=before, accuracy_after=evaluate(strategy.model, samples))
+            if fired is not None:
+                plugin.history[-1].update(activity_before=fired, activity_after=activity(plugin, strategy))
 
     return watched
+
+
+def activity(plugin: TreatmentPlugin, strategy: Any) -> dict[str, list[int]]:
+    """Count how many units fire how often on the training samples on which a plugin judges them.
+
+    Returns:
+        By layer, `BINS` counts of units: by the share of samples and positions on which they are active, in equal bins
+        from 0 to 1, the last with 1 itself.
+    """
+    found = {}
+    for name, stat in plugin.activity(strategy).items():
+        if not stat.count:  # not in this pass, as another task's layers
+            continue
+        bins = (stat.fired * BINS // stat.count).clamp(max=BINS - 1)
+        found[name] = bins.bincount(minlength=BINS).tolist()
+    return found

@@ -176,6 +176,49 @@ def test_damage_of_treatments_within_an_experience():
     assert last["experience"] == 1 and 0 <= last["accuracy_after"] <= 1
 
 
+class Activity(SupervisedPlugin):
+    """Counts, unit by unit, how often it fires on given inputs, before an experience."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def before_training_exp(self, strategy, **kwargs):
+        counts, seen = {}, self.inputs() if strategy.experience.current_experience else []
+        hidden = seen
+        for name, layer in strategy.model.trunk.named_children():
+            if len(hidden) and isinstance(layer, nn.Linear):
+                hidden = layer(hidden).relu().detach()
+                shares = [sum(value > 0 for value in unit) / len(unit) for unit in hidden.T.tolist()]
+                counts[f"trunk.{name}"] = [sum(min(int(20 * s + 1e-9), 19) == b for s in shares) for b in range(20)]
+        self.found.append(counts)
+
+
+def test_activity_before_and_after_the_first_treatment_of_an_experience():
+    plugin = SynapticStrippingPlugin(probe_samples=300)
+    before, after = Activity(), Activity()
+    before.inputs = after.inputs = lambda: torch.cat([batch[0] for batch in plugin._recent.batches()])
+    stream, strategy = made(plugins=[before, plugin, after])
+    watch_damage([plugin], PastSamples([experience_tensors(e) for e in stream.test_stream]), Stopwatch(DEVICE))
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    assert len(plugin.history) == 2
+    for number, entry in enumerate(plugin.history, start=1):
+        assert entry["activity_before"] == before.found[number] and entry["activity_after"] == after.found[number]
+        assert all(sum(counts) == 128 for counts in entry["activity_before"].values())
+    assert plugin.history[-1]["activity_before"] != plugin.history[-1]["activity_after"]
+
+
+def test_activity_is_noted_once_in_an_experience():
+    plugin = ReDoPlugin(every=10, tau=1.0)
+    stream, strategy = made(plugins=[plugin], experiences=2)
+    watch_damage([plugin], PastSamples([experience_tensors(e) for e in stream.test_stream]), Stopwatch(DEVICE))
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    noted = [entry["experience"] for entry in plugin.history if "activity_before" in entry]
+    assert noted == [0, 1] and len(plugin.history) > 2
+
+
 def test_watching_damage_changes_nothing_else_and_is_not_timed(monkeypatch):
     def trained(watched):
         plugins = [SynapticStrippingPlugin(), ReDoPlugin(every=10), L2InitPlugin()]
@@ -186,7 +229,10 @@ def test_watching_damage_changes_nothing_else_and_is_not_timed(monkeypatch):
         for experience in stream.train_stream:
             strategy.train(experience)
         histories = [
-            [{k: v for k, v in entry.items() if not k.startswith("accuracy_")} for entry in plugin.history]
+            [
+                {k: v for k, v in entry.items() if not k.startswith(("accuracy_", "activity_"))}
+                for entry in plugin.history
+            ]
             for plugin in plugins
         ]
         return strategy.model.state_dict(), histories, stopwatch.seconds

@@ -20,6 +20,7 @@ from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.probe import Probe, RecentInputs
+from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
 
 Every = str | int
@@ -144,6 +145,11 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
                 "no Linear or Conv layer is followed by an activation"
             )
         return units
+
+    def activity(self, strategy: Any) -> dict[str, UnitStatistics]:
+        """Return what units do now on the training samples on which the plugin judges them, by group name."""
+        watched, _ = self._recent.probe(strategy.device).watch(strategy.model, self.resolve(strategy))
+        return watched.statistics()
 
     def intervene(self, strategy: Any) -> None:
         """Treat the network now and report it to the strategy's loggers and in `history`.
