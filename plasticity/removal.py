@@ -232,8 +232,8 @@ def _shrink(
                 state[key] = _kept(entry, rows, columns)
                 removal._undo.append(lambda key=key, entry=entry: state.__setitem__(key, entry))  # type: ignore[misc]
     old, gradient = tensor.detach(), tensor.grad
-    _replace(tensor, _kept(old, rows, columns), None if gradient is None else _kept(gradient, rows, columns))
-    removal._undo.append(lambda: _replace(tensor, old, gradient))
+    replace_values(tensor, _kept(old, rows, columns), None if gradient is None else _kept(gradient, rows, columns))
+    removal._undo.append(lambda: replace_values(tensor, old, gradient))
 
 
 def _kept(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
@@ -243,7 +243,7 @@ def _kept(tensor: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor
     return tensor
 
 
-def _replace(tensor: Tensor, value: Tensor, gradient: Tensor | None) -> None:
+def replace_values(tensor: Tensor, value: Tensor, gradient: Tensor | None = None) -> None:
     """Give a tensor another shape and content; a graph that still holds it would otherwise expect the old shape."""
     tensor.grad = None
     with torch.no_grad():

@@ -215,6 +215,31 @@ def inject_plasticity(
     return names
 
 
+def injected_heads(model: nn.Module) -> list[list[str]]:
+    """Return the qualified names of the modules of every head that plasticity was injected into."""
+    network = unwrap(model)
+    names = {module: name for name, module in network.named_modules()}
+    return [[names[part] for part in each._head] for each in network.modules() if isinstance(each, Injection)]
+
+
+def repeat_injection(model: nn.Module, names: Sequence[str]) -> None:
+    """Build a network as `inject_plasticity` has built an equal one; all weights stay as they are.
+
+    The three parts of the head begin equal. Their values are then loaded from where the equal network was saved.
+
+    Args:
+        model: The network, which is changed in place.
+        names: Of the head's modules, in order.
+    """
+    network = unwrap(model)
+    modules = [network.get_submodule(name) for name in names]
+    injection = Injection(modules)
+    injection.keep("frozen")
+    injection.keep("copy")
+    _home(modules[-1]).add_module(_NAME, injection)
+    injection.attach()
+
+
 def _home(module: nn.Module) -> nn.Module:
     """Return a module that does not call its children in turn, to hold one more child."""
     while isinstance(module, nn.Sequential):
