@@ -75,6 +75,8 @@ def _words(content: Mapping[str, Any], options: Collection[str]) -> list[str]:
             raise UserError(f"unknown key {key!r}{hint}: known are {', '.join(sorted(known))}")
         if key == "strategies":
             value = ",".join(_strategy(entry) for entry in (value if isinstance(value, list) else [value]))
+        elif key == "measure" and isinstance(value, list):
+            value = ",".join(_scalar(key, entry) for entry in value)
         elif key == "import":
             for module in value if isinstance(value, list) else [value]:
                 found += ["--import", _scalar(key, module)]

@@ -1,6 +1,7 @@
 """What one run is: benchmark, strategy, seed, and everything that is set for it."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class RunSettings:
         threads: Threads of one run on a CPU. Sums come out different in the last digits with another number.
         momentum: Of "sgd".
         weight_decay: Of any optimizer, at every step: "adamw" shrinks weights by it, the others add it to the gradient.
+        measure: What is measured only if asked for, see `benchmarks.asked_measures`.
         data: Folder of the data; not part of what a run is.
     """
 
@@ -48,6 +50,7 @@ class RunSettings:
     threads: int = 1
     momentum: float = 0.0
     weight_decay: float = 0.0
+    measure: tuple[str, ...] = ()
     data: Path | None = None
 
     @property
@@ -70,7 +73,10 @@ class RunSettings:
             "benchmark": self.benchmark,
             "strategy": self.strategy,
             "seed": self.seed,
-            "settings": {name: getattr(self, name) for name in shared},
+            "settings": {
+                **{name: getattr(self, name) for name in shared},
+                **({"measure": list(self.measure)} if self.measure else {}),
+            },
             "environment": environment(self.device),
         }
 
@@ -91,6 +97,7 @@ def resolve(
     threads: int = 1,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    measure: Sequence[str] = (),
     data: Path | None = None,
 ) -> RunSettings:
     """Fill in a benchmark's defaults; arguments as in `RunSettings`.
@@ -128,6 +135,7 @@ def resolve(
         threads=threads,
         momentum=float(momentum),
         weight_decay=float(weight_decay),
+        measure=tuple(sorted(set(measure))),
         data=data,
     )
 

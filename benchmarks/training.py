@@ -13,6 +13,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
+from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
 from benchmarks.loading import ExperienceTensors, StreamTensors, TensorLoaderPlugin, evaluate, experience_tensors
 from benchmarks.models import build_model
@@ -44,6 +45,7 @@ def check(runs: Sequence[RunSettings]) -> None:
         UserError: If the settings are impossible or data are missing.
     """
     settings = runs[0]
+    asked_measures.check(settings.measure)
     stream = get_benchmark(settings.benchmark).build(settings.stream)
     shape = stream_shape(stream, settings.stream)
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
@@ -107,7 +109,8 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
     example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
 
     model, optimizer, plugins = _make(settings, partial(build_model, settings.model, *shape), example)
-    online = OnlineAccuracyPlugin()
+    online, stopwatch = OnlineAccuracyPlugin(), Stopwatch(device)
+    asked = asked_measures.AskedMeasures(settings.measure, stopwatch)
     with JSONLinesLogger(metrics) as logger:
         strategy = Naive(
             model=model,
@@ -116,7 +119,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
             device=device,
-            plugins=[*plugins, online, TensorLoaderPlugin()],
+            plugins=[*asked.plugins, *plugins, online, TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(loggers=[logger], collect_all=False),
         )
 
@@ -124,7 +127,7 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
             if value is not None:
                 logger.log_single_metric(name, value, strategy.clock.train_iterations)
 
-        return _run(settings, strategy, stream, plugins, online, log, progress)
+        return _run(settings, strategy, stream, plugins, online, asked, stopwatch, log, progress)
 
 
 def _run(
@@ -133,6 +136,8 @@ def _run(
     stream: Any,
     plugins: list[Any],
     online: OnlineAccuracyPlugin,
+    asked: asked_measures.AskedMeasures,
+    stopwatch: Stopwatch,
     log: Log,
     progress: Report,
 ) -> dict[str, Any]:
@@ -144,7 +149,6 @@ def _run(
     matrix: list[list[float | None]] = []
     units: list[dict[str, Any]] = []
     online_accuracy: list[float | None] = []
-    stopwatch = Stopwatch(strategy.device)
     watch_damage(plugins, PastSamples(tests), stopwatch)
     transferable = [False] * size if fresh else _transferable(stream, is_multi_task_module(strategy.model))
     untrained = [
@@ -159,13 +163,15 @@ def _run(
         online_accuracy.append(online.take())
         log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online_accuracy[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
-        asked = [index] if fresh and index < scored[-1] else range(index + 1)
+        tested = [index] if fresh and index < scored[-1] else range(index + 1)
         row: list[float | None] = [None] * size
-        for other in asked:
+        for other in tested:
             row[other] = evaluate(strategy.model, tests[other])
             log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
         matrix.append(row)
-        units.append({"experience": index, **_units(strategy.model, experience_tensors(experience, strategy.device))})
+        learned = experience_tensors(experience, strategy.device)
+        units.append({"experience": index, **_units(strategy.model, learned)})
+        units[-1].update(asked.after_experience(strategy.model, partial(_samples, strategy.model, learned)))
         for name, title in _TITLES.items():
             log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[-1][name])
         progress(index + 1)
@@ -201,7 +207,7 @@ _TITLES = {
 
 def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     """Judge the units of a network on a fixed probe of an experience's training samples."""
-    probe = _probe(data, is_multi_task_module(model))
+    probe, _ = _samples(model, data, PROBE_SAMPLES)
     groups = find_units(model, probe.example())
     if len(groups) == 0:
         raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
@@ -224,11 +230,13 @@ def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     }
 
 
-def _probe(data: ExperienceTensors, heads: bool) -> Probe:
-    """Choose samples, as far as possible equally many of each class, and always the same ones."""
+def _samples(model: nn.Module, data: ExperienceTensors, count: int) -> tuple[Probe, Tensor]:
+    """Choose samples, as far as possible equally many of each class, and always the same ones; and their classes."""
     order = torch.randperm(len(data.targets), generator=torch.Generator().manual_seed(0))
-    chosen = balanced(Probe([(order,)]), data.targets.cpu()[order], PROBE_SAMPLES)
-    return Probe([_inputs(data, rows.to(data.targets.device), heads) for (rows,) in chosen.batches])
+    chosen = balanced(Probe([(order,)]), data.targets.cpu()[order], count)
+    rows = [rows.to(data.targets.device) for (rows,) in chosen.batches]
+    heads = is_multi_task_module(model)
+    return Probe([_inputs(data, each, heads) for each in rows]), data.targets[torch.cat(rows)]
 
 
 def _inputs(data: ExperienceTensors, rows: Tensor | slice, task_labels: bool) -> tuple[Tensor, ...]:

@@ -357,6 +357,7 @@ def test_measures_of_a_result_equal_loops(size, fresh):
         "output_shift": shift,
         "accuracy_damage": None if size == 1 else damage,
         "treated_units": treated,
+        **dict.fromkeys(("sample_plasticity", "largest_hessian_eigenvalue", "gradient_effective_rank")),
     }
     assert found == pytest.approx(expected, abs=1e-12)
 
@@ -371,3 +372,14 @@ def test_what_a_diverged_network_or_an_early_run_lacks_is_undefined():
         assert found[name] is None
     assert found["accuracy_damage"] is not None and found["dead_unit_area"] is not None
     assert result_measures(content | {"treatments": []}, False)["accuracy_damage"] is None
+
+
+def test_measures_that_were_asked_for():
+    content = result(3, seed=0, fresh=False)
+    for entry, share, eigenvalue in zip(content["units"], [0.5, 0.25, 0.0], [4.0, 3.0, -2.0], strict=True):
+        entry.update(sample_plasticity=share, largest_hessian_eigenvalue=eigenvalue, gradient_effective_rank=7.0)
+    found = result_measures(content, False)
+    assert found["sample_plasticity"] == 0.25
+    assert found["largest_hessian_eigenvalue"] == -2.0 and found["gradient_effective_rank"] == 7.0
+    content["units"][1]["sample_plasticity"] = None  # diverged
+    assert result_measures(content, False)["sample_plasticity"] is None

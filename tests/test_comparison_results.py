@@ -267,7 +267,7 @@ def test_measures_that_disagree_with_the_data_are_refused(tmp_path):
     path = write_run(tmp_path, "redo") / "result.json"
     measures = json.loads(path.read_text(encoding="utf-8"))["measures"]
     for name, value in measures.items():
-        edit(path, measures=measures | {name: value + 0.01})
+        edit(path, measures=measures | {name: 0.01 if value is None else value + 0.01})
         assert f"measures.{name} is" in error_of(tmp_path)
     edit(path, measures=measures)
     read_runs(tmp_path)

@@ -65,6 +65,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
     command.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of sgd")
     command.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="of the optimizer")
+    command.add_argument("--measure", default="", metavar="A,B", help="also sample-plasticity, curvature; takes time")
     add_modules(command)
 
 
@@ -126,6 +127,7 @@ def _runs(arguments: argparse.Namespace, names: list[str], chosen: range) -> lis
             epochs=arguments.epochs,
             device=where,
             threads=arguments.threads,
+            measure=[name for name in arguments.measure.split(",") if name],
             data=arguments.data,
         )
         for name in names

@@ -24,8 +24,14 @@ FURTHER_MEASURES = (
     "output_shift",
     "accuracy_damage",
     "treated_units",
+    "sample_plasticity",
+    "largest_hessian_eigenvalue",
+    "gradient_effective_rank",
 )
 """What else `result_measures` returns, in its order; early runs have not measured all of it."""
+
+AT_THE_END = ("largest_hessian_eigenvalue", "gradient_effective_rank")
+"""Of these, what is taken at the end of the stream from the last entry of `units`, where it was asked for."""
 
 
 def as_accuracy_matrix(accuracy_matrix: Sequence[Sequence[float | None]] | np.ndarray) -> np.ndarray:
@@ -203,7 +209,10 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
       of the dead fraction after each;
     - output_shift and accuracy_damage: mean over interventions of how far the network's outputs moved, and of how far
       its accuracy on earlier experiences fell; see `damage`;
-    - treated_units: see there.
+    - treated_units: see there;
+    - sample_plasticity: mean over experiences of that of their steps (Elsayed and Mahmood 2024, section 3); None unless
+      it was asked for, as the following;
+    - largest_hessian_eigenvalue, gradient_effective_rank: of the last entry of `units`.
 
     Measures of accuracy are over the experiences that are `scored`, where the run says which.
 
@@ -234,6 +243,8 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
         "dead_unit_area": _mean([entry["dead_fraction"] for entry in units]),
         **damage(treatments),
         "treated_units": treated_units(treatments, hidden, counted, fresh),
+        "sample_plasticity": _mean([entry.get("sample_plasticity") for entry in units]),
+        **{name: units[-1].get(name) for name in AT_THE_END},
     }
 
 

@@ -33,6 +33,9 @@ MEASURES = (
     "output_shift",
     "accuracy_damage",
     "treated_units",
+    "sample_plasticity",
+    "largest_hessian_eigenvalue",
+    "gradient_effective_rank",
     "relative_time",
     "seconds",
 )

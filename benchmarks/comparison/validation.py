@@ -104,8 +104,14 @@ def _check_units(entry: Any, experience: int) -> None:
             number(layer.get(fraction), f"{where}.layers.{name:.60}.{fraction}", 1)
     for fraction in FRACTIONS:
         number(entry.get(f"{fraction}_fraction"), f"{where}.{fraction}_fraction", 1)
-    if entry.get("effective_rank") is not None:
-        number(entry["effective_rank"], f"{where}.effective_rank")
+    for name in ("effective_rank", "gradient_effective_rank"):
+        if entry.get(name) is not None:
+            number(entry[name], f"{where}.{name}")
+    if entry.get("sample_plasticity") is not None:
+        number(entry["sample_plasticity"], f"{where}.sample_plasticity", 1)
+    eigenvalue = entry.get("largest_hessian_eigenvalue")
+    if eigenvalue is not None and (isinstance(eigenvalue, bool) or not isinstance(eigenvalue, (int, float))):
+        raise ValueError(f"{where}.largest_hessian_eigenvalue should be a number or null, not {eigenvalue!r:.40}")
 
 
 def _same(first: float | None, second: float | None) -> bool:

@@ -140,6 +140,26 @@ WORDING = {
         "time. All units count where whole weights are changed, and in a new network. Undefined for what acts on all "
         "weights at every step (penalties, optimizers, noise), for other architectures, and where nothing is reported.",
     ),
+    "sample_plasticity": Measure(
+        "sample plasticity",
+        "sample\nplasticity",
+        3,
+        "The share of a mini-batch’s loss that its own step takes away, 0 where it does not help, averaged over steps "
+        "and experiences (Elsayed and Mahmood 2024); measured on request.",
+    ),
+    "largest_hessian_eigenvalue": Measure(
+        "largest Hessian eigenvalue",
+        "sharp-\nness",
+        1,
+        "Of the loss on training samples of the last experience, at the end of the stream; measured on request.",
+    ),
+    "gradient_effective_rank": Measure(
+        "effective rank of gradients",
+        "gradient\nrank",
+        1,
+        "How many directions the gradients of single samples spread over, at the end of the stream: the effective rank "
+        "of their Gram matrix; measured on request.",
+    ),
     "relative_time": Measure(
         "time relative to naive",
         "relative\ntime",

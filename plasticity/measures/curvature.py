@@ -22,8 +22,22 @@ from plasticity.errors import UserError
 from plasticity.measures.ranks import effective_rank
 from plasticity.measures.scalars import working_type
 
+
+class NotConverged(UserError):
+    """The largest eigenvalue was not found."""
+
+
 Batch = tuple[Any, Tensor]
 """Inputs of the network, one tensor or a tuple of positional ones, and the targets of the loss."""
+
+
+def available() -> None:
+    """See that curvlinops is installed.
+
+    Raises:
+        UserError: If not.
+    """
+    _curvlinops()
 
 
 def largest_hessian_eigenvalue(
@@ -46,7 +60,7 @@ def largest_hessian_eigenvalue(
 
     Raises:
         UserError: If curvlinops is missing, the loss is another, there are no parameters or samples, curvlinops cannot
-            follow the network, or the iterations do not come to an end.
+            follow the network; NotConverged, which is one, if the iterations do not come to an end.
 
     Source: Lewandowski et al. 2023, arXiv 2312.00246, on curvature and plasticity; Dangel et al. 2025, arXiv
     2501.19183, on curvlinops.
@@ -211,7 +225,7 @@ def _largest(operator: Any, parameters: Sequence[Tensor], tolerance: float, seed
     try:
         values = eigsh(hessian, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
     except ArpackNoConvergence as error:
-        raise UserError(f"the largest eigenvalue was not found ({error}); raise the tolerance") from None
+        raise NotConverged(f"the largest eigenvalue was not found ({error}); raise the tolerance") from None
     return float(values[0])
 
 
