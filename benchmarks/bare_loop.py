@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.loading import experience_tensors
+from benchmarks.evaluating import experience_tensors
 from benchmarks.models import build_model
 from benchmarks.streams import StreamSettings, get_benchmark, stream_shape
 

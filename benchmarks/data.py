@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.image_files import ImageFiles, tiny_imagenet
+from plasticity.augmentation import constant
 from plasticity.errors import UserError
 
 ENVIRONMENT_VARIABLE = "PLASTICITY_DATA"
@@ -182,7 +183,12 @@ def as_inputs(name: str, pixels: Tensor) -> Tensor:
         return pixels.float() / 16
     mean, std = TINY_IMAGENET_MEAN_STD if name == TINY_IMAGENET else (SOURCES[name].mean, SOURCES[name].std)
     shape = (-1, 1, 1)
-    return pixels.float().div_(255).sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    device = pixels.device
+    # By a tensor on the device: by a Python number, a GPU multiplies by the reciprocal, and rounds otherwise.
+    inputs = pixels.float().div_(constant(255.0, torch.float32, device))
+    return inputs.sub_(constant(mean, torch.float32, device).view(shape)).div_(
+        constant(std, torch.float32, device).view(shape)
+    )
 
 
 @functools.cache

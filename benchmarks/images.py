@@ -1,12 +1,14 @@
 """Images kept as they are stored, which become a network's inputs only when they are read."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.data import as_inputs
+from plasticity.rows import Rows, Step
 
 
 class Pixels(Protocol):
@@ -39,6 +41,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels
         self.rows = rows
         self.order = order
+        self._steps: tuple[Step, ...] = (_Inputs(dataset),) if order is None else (_Inputs(dataset), _Reordered(order))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,6 +49,16 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         inputs, labels = self.select(torch.tensor([index]))
         return inputs[0], labels[0]
+
+    def tensor_rows(self, index: Tensor | None = None) -> Rows:
+        """Return some samples as they are stored, and what makes inputs of them.
+
+        Args:
+            index: Numbers of the samples, int64; None: all.
+        """
+        rows = self.rows if index is None else index if self.rows is None else self.rows[index]
+        pixels = self.pixels[torch.arange(len(self)) if rows is None else rows]
+        return Rows((pixels, self.labels if index is None else self.labels[index]), self._steps)
 
     def select(self, index: Tensor | None = None) -> list[Tensor]:
         """Return the inputs and the labels of some samples.
@@ -56,8 +69,26 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         Returns:
             Inputs, float32, and labels, int64, a row each for every number.
         """
-        rows = self.rows if index is None else index if self.rows is None else self.rows[index]
-        inputs = as_inputs(self.dataset, self.pixels[torch.arange(len(self)) if rows is None else rows])
-        if self.order is not None:
-            inputs = inputs.flatten(1)[:, self.order]
-        return [inputs, self.labels if index is None else self.labels[index]]
+        return self.tensor_rows(index).samples()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Stored images become inputs."""
+
+    dataset: str
+    random: ClassVar[bool] = False
+
+    def __call__(self, pixels: Tensor, /) -> Tensor:
+        return as_inputs(self.dataset, pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reordered:
+    """The values of each input in another order, flat."""
+
+    order: Tensor
+    random: ClassVar[bool] = False
+
+    def __call__(self, inputs: Tensor, /) -> Tensor:
+        return inputs.flatten(1)[:, self.order.to(inputs.device, non_blocking=True)]

@@ -11,7 +11,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from benchmarks.comparison.page.activity import BINS
-from benchmarks.loading import ExperienceTensors, evaluate
+from benchmarks.evaluating import ExperienceTensors, evaluate
 from plasticity.plugins.base import TreatmentPlugin
 
 PAST_SAMPLES = 1024

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
-from benchmarks.loading import ExperienceTensors, StreamTensors, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.evaluating import ExperienceTensors, StreamTensors, evaluate, experience_tensors
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.settings import FORMAT, RunSettings
 from benchmarks.streams import get_benchmark, mini_experiences, stream_shape
 from plasticity import find_units, measures
 from plasticity.errors import UserError
+from plasticity.loading import TensorLoaderPlugin
 from plasticity.metrics import JSONLinesLogger
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.probe import Probe, balanced

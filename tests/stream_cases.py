@@ -5,7 +5,7 @@ import torch
 from benchmarks import data
 from benchmarks.data import ImageData
 from benchmarks.streams import StreamSettings, get_benchmark
-from benchmarks.tensors import dataset_tensors
+from plasticity.loading import dataset_tensors
 
 CLASSES = {"mnist": 10, "fashion": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}

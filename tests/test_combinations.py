@@ -11,10 +11,10 @@ from strategy_runs import acting, acts, with_dead_units
 from stripping_streams import FixedHead, Network, Recorder, everything, naive, run, same, stream
 from torch import nn
 
-from benchmarks.loading import TensorLoaderPlugin
 from benchmarks.models import build_model
 from benchmarks.streams import StreamSettings, get_benchmark, stream_shape
 from plasticity.errors import UserError
+from plasticity.loading import TensorLoaderPlugin
 from plasticity.metrics import plasticity_metrics
 from plasticity.plugins import (
     ContinualBackpropPlugin,

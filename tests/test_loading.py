@@ -15,10 +15,11 @@ from avalanche.training.supervised import Cumulative, Naive
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from benchmarks.loading import ExperienceTensors, TensorLoader, TensorLoaderPlugin, evaluate, experience_tensors
+from benchmarks.evaluating import ExperienceTensors, evaluate, experience_tensors
 from benchmarks.models import build_model
 from benchmarks.streams import StreamSettings, get_benchmark, make_stream, stream_shape
-from benchmarks.tensors import NotTensorsError, dataset_tensors
+from plasticity.loading import NotTensorsError, TensorLoaderPlugin, dataset_tensors
+from plasticity.loading.loader import TensorLoader
 
 
 class Recorder(SupervisedPlugin):

@@ -7,7 +7,7 @@ from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, Supervise
 from torch import nn
 
 from benchmarks import observing
-from benchmarks.loading import ExperienceTensors, evaluate, experience_tensors
+from benchmarks.evaluating import ExperienceTensors, evaluate, experience_tensors
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.streams import StreamSettings, get_benchmark, stream_shape

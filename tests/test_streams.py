@@ -14,8 +14,8 @@ from torch import nn
 from benchmarks import data, models, streams
 from benchmarks.models import build_model, register_model
 from benchmarks.streams import Benchmark, StreamSettings, get_benchmark, register_benchmark, stream_shape
-from benchmarks.tensors import dataset_tensors
 from plasticity.errors import UserError
+from plasticity.loading import dataset_tensors
 
 
 @pytest.fixture

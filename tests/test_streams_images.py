@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.data import as_inputs
+from benchmarks.evaluating import StreamTensors, experience_tensors
 from benchmarks.images import Images
-from benchmarks.loading import StreamTensors, TensorLoaderPlugin, experience_tensors
 from benchmarks.streams import make_stream
-from benchmarks.tensors import dataset_tensors
+from plasticity.loading import TensorLoaderPlugin, dataset_tensors
 
 STORED = small_data("cifar10")
 ROWS = torch.tensor([4, 29, 0, 4, 17])

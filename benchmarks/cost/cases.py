@@ -6,14 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from avalanche.logging import BaseLogger
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from benchmarks.cost.timing import clock
-from benchmarks.loading import TensorLoaderPlugin
 from benchmarks.models import build_model
 from benchmarks.streams import make_stream
+from plasticity.loading import TensorLoaderPlugin
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,5 @@ class Trainer:
         return self.timer.seconds
 
 
-class Silent:
+class Silent(BaseLogger):
     """A logger that takes every value and writes none."""
-
-    def log_metrics(self, values: Any) -> None:
-        """Take values."""

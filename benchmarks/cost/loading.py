@@ -19,9 +19,9 @@ from torchvision.transforms.functional import to_tensor
 from benchmarks.cost.cases import Silent
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import clock, interleave, ratio
-from benchmarks.loading import TensorLoaderPlugin
 from benchmarks.models import build_model
 from benchmarks.streams import make_stream
+from plasticity.loading import TensorLoaderPlugin
 
 SAMPLES = 2048
 NETWORKS = (

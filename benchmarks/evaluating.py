@@ -1,0 +1,100 @@
+"""Samples of an experience as tensors, and quick evaluation."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from avalanche.models import avalanche_forward
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from plasticity.loading import NotTensorsError, dataset_tensors
+
+
+class ExperienceTensors(NamedTuple):
+    """The samples of an experience on one device; `tasks` is None where the experience has no task labels."""
+
+    inputs: Tensor
+    targets: Tensor
+    tasks: Tensor | None
+
+
+def experience_tensors(experience: Any, device: torch.device | str = "cpu") -> ExperienceTensors:
+    """Get the samples of an experience as tensors, for `evaluate`.
+
+    Args:
+        experience: An Avalanche experience with a data set. Transformations of its `eval` group are applied, once.
+        device: Where the tensors are to lie.
+    """
+    dataset = experience.dataset.eval()
+    try:
+        columns = dataset_tensors(dataset)
+    except NotTensorsError:
+        batches = list(DataLoader(dataset, batch_size=256, collate_fn=dataset.collate_fn))
+        columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    columns = [column.to(device) for column in columns]
+    return ExperienceTensors(columns[0], columns[1], columns[-1] if hasattr(experience, "task_labels") else None)
+
+
+class StreamTensors(Sequence[ExperienceTensors]):
+    """The samples of every experience of a stream: kept as tensors as far as there is room, else made when asked for.
+
+    Args:
+        stream: An Avalanche stream, or a list of experiences.
+        device: Where the tensors are to lie.
+        room: How many bytes of inputs to keep.
+    """
+
+    def __init__(self, stream: Iterable[Any], device: torch.device | str = "cpu", room: int = 2**30):
+        self.experiences = list(stream)
+        self.device = device
+        self.room = room
+        self._kept: dict[int, ExperienceTensors] = {}
+
+    def __len__(self) -> int:
+        return len(self.experiences)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the samples of one experience."""
+        if index in self._kept:
+            return self._kept[index]
+        found = experience_tensors(self.experiences[index], self.device)
+        size = found.inputs.nbytes
+        if size <= self.room:
+            self.room -= size
+            self._kept[index] = found
+        return found
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, tensors: ExperienceTensors, batch_size: int = 512) -> float:
+    """Measure the accuracy of a network on an experience, in evaluation mode.
+
+    The mode of every module is put back as it was. One number is copied to the host, at the end.
+
+    Args:
+        model: A network as a strategy has it; a `MultiTaskModule` is given the task labels.
+        tensors: As `experience_tensors` returned them, on the model's device.
+        batch_size: Samples in one forward pass.
+
+    Returns:
+        The fraction of samples whose largest output is their label.
+
+    Raises:
+        ValueError: If there are no samples.
+    """
+    inputs, targets, tasks = tensors
+    if not len(targets):
+        raise ValueError("an experience without samples has no accuracy")
+    modes = [(module, module.training) for module in model.modules()]
+    right = torch.zeros((), dtype=torch.int64, device=targets.device)
+    model.eval()
+    try:
+        for start in range(0, len(targets), batch_size):
+            rows = slice(start, start + batch_size)
+            output = model(inputs[rows]) if tasks is None else avalanche_forward(model, inputs[rows], tasks[rows])
+            right += (output.argmax(dim=1) == targets[rows]).sum()
+    finally:
+        for module, training in modes:
+            module.training = training
+    return int(right) / len(targets)

@@ -1,0 +1,132 @@
+"""Which of a strategy's plugins have something to do when an event comes, so that the others need not be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.core import BasePlugin, BaseSGDPlugin, SupervisedMetaLearningPlugin, SupervisedPlugin
+from avalanche.evaluation import PluginMetric
+from avalanche.logging import BaseLogger
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
+
+EVENTS = (
+    "before_training_iteration",
+    "before_forward",
+    "after_forward",
+    "before_backward",
+    "after_backward",
+    "before_update",
+    "after_update",
+    "after_training_iteration",
+)
+"""Of a training iteration, in order."""
+
+# What these classes do at an event is nothing.
+_IDLE = {
+    event: {
+        base.__dict__[event]
+        for base in (BasePlugin, BaseSGDPlugin, SupervisedPlugin, SupervisedMetaLearningPlugin, PluginMetric)
+        if event in base.__dict__
+    }
+    for event in EVENTS
+}
+
+
+def acts(listener: Any, event: str) -> bool:
+    """Say whether a plugin, metric or logger may do anything at an event: not if it only has Avalanche's empty method.
+
+    Args:
+        listener: The object.
+        event: One of `EVENTS`.
+    """
+    method = getattr(listener, event, None)
+    return method is not None and getattr(method, "__func__", None) not in _IDLE[event]
+
+
+def forwards(evaluator: EvaluationPlugin, event: str) -> bool:
+    """Say whether an evaluator has to be told of an event even if it has no value to log.
+
+    Args:
+        evaluator: The evaluator, which hands events on to its metrics and loggers.
+        event: One of `EVENTS`.
+    """
+    kind = type(evaluator)
+    own = any(
+        getattr(kind, name) is not getattr(EvaluationPlugin, name)
+        for name in ("__getattribute__", "_update_metrics_and_loggers", "publish_metric_value")
+    )
+    if own or hasattr(kind, event) or event in vars(evaluator):
+        return True
+    told = (*evaluator.metrics, *evaluator.loggers)
+    plain = all(getattr(type(logger), "log_metrics", None) is BaseLogger.log_metrics for logger in evaluator.loggers)
+    return not plain or any(acts(listener, event) for listener in told)
+
+
+class Callbacks:
+    """Calls a strategy's plugins at the events of a training iteration, as Avalanche does, but not for nothing.
+
+    Who acts is worked out at the start, and again whenever plugins, metrics or loggers were added or taken away. A
+    plugin that has Avalanche's empty method for an event, and gets another one as an attribute in the middle of an
+    epoch, is called from the next epoch on.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self._look()
+
+    def trigger(self, event: str, **kwargs: Any) -> None:
+        """Call those that act.
+
+        Args:
+            event: One of `EVENTS`.
+            kwargs: What the strategy hands on to its plugins.
+        """
+        if self._changed():
+            self._look()
+        if event in self._own:
+            getattr(self.strategy, f"_{event}")(**kwargs)
+            return
+        for plugin, waiting in self._acting[event]:
+            if waiting is None or waiting["_metric_values"]:
+                getattr(plugin, event)(self.strategy, **kwargs)
+
+    def _look(self) -> None:
+        strategy = self.strategy
+        self._plugins = list(strategy.plugins)
+        # The attributes of evaluators, in which looking anything up the ordinary way takes long.
+        states = [vars(plugin) for plugin in self._plugins if isinstance(plugin, EvaluationPlugin)]
+        self._told = [(state, list(state["metrics"]), list(state["loggers"])) for state in states]
+        self._acting = {event: self._acting_at(event) for event in EVENTS}
+        # A strategy may do something of its own at an event.
+        self._own = {
+            event
+            for event in EVENTS
+            if getattr(type(strategy), f"_{event}") is not getattr(BaseSGDTemplate, f"_{event}")
+            or f"_{event}" in vars(strategy)
+        }
+
+    def _acting_at(self, event: str) -> list[tuple[Any, dict[str, Any] | None]]:
+        """Those to call, in order.
+
+        An evaluator with nobody to tell has only to be called if somebody has published a value, which it then gives to
+        its loggers: it stands there with its attributes.
+        """
+        found: list[tuple[Any, dict[str, Any] | None]] = []
+        for plugin in self._plugins:
+            if isinstance(plugin, EvaluationPlugin):
+                found.append((plugin, None if forwards(plugin, event) else vars(plugin)))
+            elif acts(plugin, event):
+                found.append((plugin, None))
+        return found
+
+    def _changed(self) -> bool:
+        if self.strategy.plugins != self._plugins:
+            return True
+        for state, metrics, loggers in self._told:
+            if state["metrics"] != metrics or len(state["loggers"]) != len(loggers):
+                return True
+        return False
