@@ -31,16 +31,21 @@ def add_compare(commands: Any) -> None:
 
 def add_publish(commands: Any) -> None:
     """Add the command `publish`."""
-    publish = commands.add_parser("publish", help="write the table of finished runs to keep, with how it was made")
+    publish = commands.add_parser("publish", help="write a table to keep, with how it was made")
     publish.set_defaults(execute=_publish)
-    publish.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`, with one benchmark")
+    publish.add_argument(
+        "source",
+        type=Path,
+        metavar="DIR",
+        help="the --out folder of `run`, with one benchmark, or of `study`; or the --output file of `cost`",
+    )
     publish.add_argument("--output", type=Path, required=True, metavar="FILE", help="NAME.json")
     publish.add_argument("--document", type=Path, metavar="FILE", help="Markdown with a place <!-- table NAME -->")
     publish.add_argument(
         "--command",
         dest="lines",
         action="append",
-        required=True,
+        default=[],
         metavar="C",
         help="that made the runs; may be repeated",
     )
@@ -87,8 +92,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _publish(arguments: argparse.Namespace) -> None:
-    from benchmarks.comparison.publishing import publish
-    from benchmarks.comparison.results import read_runs
+    from benchmarks.publishing import publish
 
-    publish(read_runs(arguments.directory), arguments.lines, arguments.output, arguments.document)
+    publish(arguments.source, arguments.lines, arguments.output, arguments.document)
     print(f"written: {', '.join(str(path) for path in (arguments.output, arguments.document) if path)}")

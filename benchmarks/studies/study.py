@@ -154,7 +154,7 @@ def run_study(study: Study, asked: Asked, out: Path, jobs: int = 1) -> Report:
     }
     shown = (report.rows, study.columns) if report.summary is None else (report.summary, study.summary_columns)
     texts = {
-        "json": json_text(head, report.rows, report.finding, study.columns, report.summary),
+        "json": json_text(head, report.rows, report.finding, study.columns, report.summary, study.summary_columns),
         "csv": csv_text(report.rows, study.columns),
         "txt": plain_text(study.question, *shown, report.finding),
     }

@@ -115,9 +115,11 @@ def json_text(
     finding: str,
     columns: Sequence[Column],
     summary: Sequence[Row] | None = None,
+    summary_columns: Sequence[Column] = (),
 ) -> str:
     """Write everything that is known, null where undefined."""
     content = {**head, "finding": finding, "columns": [asdict(column) for column in columns], "rows": list(rows)}
     if summary is not None:
+        content["summary_columns"] = [asdict(column) for column in summary_columns]
         content["summary"] = list(summary)
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

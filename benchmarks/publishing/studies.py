@@ -1,0 +1,39 @@
+"""Published studies: the table that people are shown, and the finding."""
+
+from typing import Any
+
+from benchmarks.publishing.documents import rounded, table
+from benchmarks.studies.tables import cell
+
+KEPT = ("study", "question", "source", "command", "full", "seeds", "runs", "environment", "finding")
+
+
+def content(study: dict[str, Any]) -> dict[str, Any]:
+    """Return what is published of a finished study.
+
+    Args:
+        study: What its study.json holds.
+    """
+    brief = "summary" in study
+    return {
+        **{name: study[name] for name in KEPT},
+        "columns": study["summary_columns" if brief else "columns"],
+        "rows": rounded(study["summary" if brief else "rows"]),
+    }
+
+
+def markdown(published: dict[str, Any]) -> str:
+    """Return the table, what its columns mean, and the finding.
+
+    Args:
+        published: What `content` returned.
+    """
+    columns = published["columns"]
+    heads = [column["title"].replace("\n", " ") for column in columns]
+    rows = [[cell(row[column["key"]], column["digits"]) for column in columns] for row in published["rows"]]
+    meanings = [
+        f"*{head}*: {column['meaning']}" for head, column in zip(heads, columns, strict=True) if column["meaning"]
+    ]
+    notes = "; ".join(meanings) + ".\n\n" if meanings else ""
+    made = f"{published['runs']} runs, {published['seeds']} seeds: `{published['command']}`."
+    return f"{table(heads, rows)}\n{notes}{published['finding']}\n\n{made}\n"
