@@ -1,6 +1,6 @@
 """The reference that has lost nothing: a new network for every experience."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,14 @@ class FreshNetworkPlugin(SupervisedPlugin[Any]):
         if self.experiences > 1:
             renew(strategy.model, self.network())
             strategy.optimizer.state.clear()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of experiences so far."""
+        return {"experiences": self.experiences}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take over what `state_dict` returned."""
+        self.experiences = int(state["experiences"])
 
 
 @torch.no_grad()

@@ -137,15 +137,21 @@ class HareTortoisePlugin(StepPlugin):
             "tortoise": self.tortoise.state_dict(),
             "model_is_tortoise": self.model_is_tortoise,
             "iterations": self._iterations,
+            "resets": self._resets,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned between two experiences."""
+        """Take over what `state_dict` returned."""
         super().load_state_dict(state)
+        network = self._model() if self._model is not None and self.tortoise.following else None
         self.tortoise.load_state_dict(state["tortoise"])
         self.model_is_tortoise = bool(state["model_is_tortoise"])
         self._iterations = int(state["iterations"])
-        self._resets, self._evaluating, self._model = 0, False, None
+        self._resets, self._evaluating = int(state["resets"]), False
+        if network is None:
+            self._model = None
+        else:  # in the middle of an experience, in which it is averaged
+            self.tortoise.follow(network)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None}

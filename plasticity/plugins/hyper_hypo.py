@@ -153,13 +153,13 @@ class HyperHypoPlugin(TreatmentPlugin):
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Begin to train the chosen units alone, now that other plugins have had their say on the data."""
-        if not self._entries or self._stage is not None:
-            return
-        if self._iterations_left is None:
+        if self._entries and self._iterations_left is None:
             self._iterations_left = math.ceil(self.adapt_share * _mini_batches(strategy) - 1e-9)
-        if self._iterations_left > 0:
-            self._stage = PartialTraining(strategy.model, strategy.optimizer, self._entries)
-            self._stage.attach()
+        self._begin_stage(strategy)
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Go on training them alone, if a state was loaded in the middle of that."""
+        self._begin_stage(strategy)
 
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let predictions stand in for labels, for this loss alone: other plugins use the criterion at other times."""
@@ -204,6 +204,11 @@ class HyperHypoPlugin(TreatmentPlugin):
         """Leave no hook on the model between experiences."""
         self._end_stage()
 
+    def _begin_stage(self, strategy: Any) -> None:
+        if self._entries and self._iterations_left and self._stage is None:
+            self._stage = PartialTraining(strategy.model, strategy.optimizer, self._entries)
+            self._stage.attach()
+
     def _end_stage(self) -> None:
         if self._stage is not None:
             self._stage.detach()
@@ -226,7 +231,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned between two experiences."""
+        """Take over what `state_dict` returned."""
         self._end_stage()
         self._bound = None
         super().load_state_dict(state)

@@ -104,11 +104,15 @@ class NormalizeAndProjectPlugin(StepPlugin):
         return {**super().state_dict(), "norms": norms, "initial": self.initial.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned between two experiences."""
+        """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self._norms = {name: (norm.clone(), torch.Size(shape)) for name, (norm, shape) in state["norms"].items()}
         self.initial.load_state_dict(state["initial"])
-        self._model = None
+        network = self._model() if self._model is not None and self._weights else None
+        if network is None:
+            self._model = None
+        else:  # in the middle of an experience, in which its weights are projected
+            self._take(network)
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"_weights": [], "_targets": [], "_normalisers": [], "_drawn_to": []}

@@ -144,15 +144,25 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, the initial values among it."""
+        self._keep_noise_state()
         noise = None if self._noise_state is None else [self._noise_state[0], self._noise_state[1].clone()]
-        return {**super().state_dict(), "initial": self.initial.state_dict(), "noise": noise}
+        return {
+            **super().state_dict(),
+            "initial": self.initial.state_dict(),
+            "noise": noise,
+            "steps": self._steps,
+            "parts": self._parts.seen,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned between two experiences."""
+        """Take over what `state_dict` returned."""
         super().load_state_dict(state)
         self.initial.load_state_dict(state["initial"])
         noise = state["noise"]
         self._noise_state = None if noise is None else (str(noise[0]), noise[1].clone())
+        if self._noise is not None:  # in the middle of an experience
+            self._noise = self._generator_for(self._noise.device)
+        self._steps, self._parts.seen = int(state["steps"]), int(state["parts"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_entries": [], "_scales": [], "_noise": None}

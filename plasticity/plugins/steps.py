@@ -46,19 +46,27 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state as tensors and plain values."""
-        return {"history": [dict(entry) for entry in self.history]}
+        return {
+            "history": [dict(entry) for entry in self.history],
+            "steps": self._steps,
+            "parts": self._parts.seen,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned between two experiences."""
+        """Take over what `state_dict` returned."""
         self.history = [dict(entry) for entry in state["history"]]
-        self._steps = 0
+        self._steps, self._parts.seen = int(state["steps"]), int(state["parts"])
 
 
 class Parts:
-    """Tells when an experience is over, of which an online stream may show a few samples at a time."""
+    """Tells when an experience is over, of which an online stream may show a few samples at a time.
+
+    Attributes:
+        seen: How many parts of the present experience there were.
+    """
 
     def __init__(self) -> None:
-        self._seen = 0
+        self.seen = 0
 
     def complete(self, experience: Any) -> bool:
         """Say, after training on an experience or the next part of one, whether that was all of it.
@@ -70,5 +78,5 @@ class Parts:
             return True
         if not experience.access_task_boundaries:
             return False
-        self._seen = 1 if experience.is_first_subexp else self._seen + 1
-        return self._seen == experience.sub_stream_length
+        self.seen = 1 if experience.is_first_subexp else self.seen + 1
+        return bool(self.seen == experience.sub_stream_length)

@@ -117,11 +117,12 @@ class StepwisePlugin(RecyclingPlugin):
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state as tensors and plain values."""
         self._generator_state = self._generator.get_state()
-        return super().state_dict()
+        return {**super().state_dict(), "samples": self._samples}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         super().load_state_dict(state)
+        self._samples = int(state["samples"])
         self._generator.set_state(self._generator_state)
         self._observer = ForwardObserver(self.make_activity, self.groups)
         self._model = None
