@@ -138,31 +138,45 @@ class ContinualBackprop:
         Returns:
             How many units were replaced.
         """
+        seen = [group for group in units if group.name in magnitudes and magnitudes[group.name].count]
+        if not seen:
+            return 0
         replaced = 0
         with torch.no_grad():
-            for group in units:
-                seen = magnitudes.get(group.name)
-                if seen is not None and seen.count:
-                    state = self._state(group, seen.values)
-                    if state.updates % self.rule.weights_every == 0:
-                        state.outgoing = self._magnitudes.of(model, group)
-                    state.utility.lerp_(state.outgoing * (seen.values / seen.count), 1 - self.rule.decay)
-                    state.age += 1
-                    state.updates += 1
-                    if self.rule.transfer:
-                        signed = (means or {})[group.name]
-                        state.mean.lerp_(signed.values / signed.count, 1 - self.rule.decay)
-                    gone, number = self._removed.of(group, removed or {}, seen.values.device)
-                    count = self._due(state, group.size - number)
-                    if count:
-                        self._replace(model, group, state, count, optimizer, generator, initial, gone)
-                        replaced += count
+            states = [self._state(group, magnitudes[group.name].values) for group in seen]
+            self._judge(model, seen, states, magnitudes)
+            if self.rule.transfer:
+                torch._foreach_lerp_([state.mean for state in states], _means(seen, means or {}), 1 - self.rule.decay)
+            for group, state in zip(seen, states, strict=True):
+                gone, number = self._removed.of(group, removed, state.age.device) if removed else (None, 0)
+                count = self._due(state, group.size - number)
+                if count:
+                    self._replace(model, group, state, count, optimizer, generator, initial, gone)
+                    replaced += count
         return replaced
+
+    def _judge(
+        self,
+        model: nn.Module,
+        groups: Sequence[UnitGroup],
+        states: Sequence[_Units],
+        magnitudes: Mapping[str, BatchSums],
+    ) -> None:
+        """Advance utilities and ages: a few operations for all groups together."""
+        for group, state in zip(groups, states, strict=True):
+            if state.updates % self.rule.weights_every == 0:
+                state.outgoing = self._magnitudes.of(model, group)
+            state.updates += 1
+        contributions = _means(groups, magnitudes)
+        torch._foreach_mul_(contributions, [state.outgoing for state in states])
+        torch._foreach_lerp_([state.utility for state in states], contributions, 1 - self.rule.decay)
+        torch._foreach_add_([state.age for state in states], 1)
 
     def _due(self, state: _Units, size: int) -> int:
         """Say how many units to replace now."""
         maturity = self.rule.maturity
-        state.young = [entry for entry in state.young if state.updates - entry[0] <= maturity]
+        while state.young and state.updates - state.young[0][0] > maturity:
+            state.young.pop(0)
         mature = max(0, size - sum(count for _, count in state.young)) if state.updates > maturity else 0
         state.owed += self.rule.replacement_rate * mature
         count = min(math.floor(state.owed), mature)
@@ -235,3 +249,9 @@ class ContinualBackprop:
             tensors = {key: known[key].clone() for key in _TENSORS}
             young = [(int(update), int(count)) for update, count in known["young"]]
             self._units[name] = _Units(**tensors, updates=int(known["updates"]), owed=float(known["owed"]), young=young)
+
+
+def _means(groups: Sequence[UnitGroup], sums: Mapping[str, BatchSums]) -> list[Tensor]:
+    """Return the mean over samples and positions of each unit, (size,) for each group."""
+    found = [sums[group.name] for group in groups]
+    return list(torch._foreach_div([each.values for each in found], [each.count for each in found]))

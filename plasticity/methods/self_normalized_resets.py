@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_not
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ class SelfNormalizedResets:
         self._bounds = torch.tensor(_bounds(rule.maximum_age))
         self._largest_batch = 1
         self._removed = RemovedUnits()
+        self._joint: dict[torch.device, tuple[list[_Units], _Units]] = {}
 
     def step(
         self,
@@ -134,15 +136,14 @@ class SelfNormalizedResets:
             Whether units may have been made new; only the device knows.
         """
         self._largest_batch = max(self._largest_batch, samples)
+        seen = [group for group in units if group.name in magnitudes and magnitudes[group.name].count]
         checked = False
         with torch.no_grad():
-            for group in units:
-                seen = magnitudes.get(group.name)
-                if seen is None or not seen.count:
-                    continue
-                state = self._state(group, seen.values)
-                self._count(state, seen.values > 0, samples)
-                gone, _ = self._removed.of(group, removed or {}, seen.values.device)
+            states = [self._state(group, magnitudes[group.name].values) for group in seen]
+            self._count(states, [magnitudes[group.name].values for group in seen], samples)
+            for group, state in zip(seen, states, strict=True):
+                state.updates += 1
+                gone, _ = self._removed.of(group, removed, state.age.device) if removed else (None, 0)
                 if gone is not None:
                     state.due &= ~gone
                 if state.updates % self.rule.check_every == 0 and self.rule.maximum_share > 0:
@@ -152,14 +153,39 @@ class SelfNormalizedResets:
                     self._refresh(state)
         return checked
 
-    def _count(self, state: _Units, fired: Tensor, samples: int) -> None:
-        """Let units fire or grow older; units that are due wait as they are."""
-        wakes = fired & ~state.due
-        place = torch.bucketize(state.age, self._bounds, right=True)[:, None]
-        state.stretches.scatter_add_(1, place, wakes[:, None].to(torch.int32))
-        state.age = torch.where(wakes, 0, state.age + samples)
-        state.due |= state.age >= state.threshold
-        state.updates += 1
+    def _count(self, states: Sequence[_Units], sums: Sequence[Tensor], samples: int) -> None:
+        """Let units fire or grow older, those of all groups on a device at once; units that are due wait as they are.
+
+        Args:
+            states: Of the groups.
+            sums: (size,) for each group, above 0 for units that fired.
+            samples: Size of the mini-batch.
+        """
+        for device in dict.fromkeys(each.device for each in sums):
+            here = [number for number, each in enumerate(sums) if each.device == device]
+            units = self._joined([states[number] for number in here], device)
+            fired = torch.cat([sums[number] for number in here]) > 0
+            wakes = fired & ~units.due
+            place = torch.bucketize(units.age, self._bounds_on(device), right=True)[:, None]
+            units.stretches.scatter_add_(1, place, wakes[:, None].to(torch.int32))
+            units.age.add_(samples).masked_fill_(wakes, 0)
+            units.due |= units.age >= units.threshold
+
+    def _joined(self, states: list[_Units], device: torch.device) -> _Units:
+        """Return the units of several groups as if they were one: from now on each group has a part of its tensors."""
+        known = self._joint.get(device)
+        if known is None or len(known[0]) != len(states) or any(map(is_not, known[0], states)):
+            whole = {key: torch.cat([getattr(state, key) for state in states]) for key in _TENSORS}
+            for key, tensor in whole.items():
+                for state, part in zip(states, tensor.split([len(state.age) for state in states]), strict=True):
+                    setattr(state, key, part)
+            known = self._joint[device] = (states, _Units(**whole))
+        return known[1]
+
+    def _bounds_on(self, device: torch.device) -> Tensor:
+        if self._bounds.device != device:
+            self._bounds = self._bounds.to(device)
+        return self._bounds
 
     def _renew(
         self,
@@ -178,7 +204,7 @@ class SelfNormalizedResets:
             model, group, index, optimizer, generator, initial=initial, moments=self.rule.moments, marked=marked
         )
         age = state.age[index]
-        place = torch.bucketize(age, self._bounds, right=True)
+        place = torch.bucketize(age, self._bounds_on(age.device), right=True)
         state.stretches[index, place] += marked.to(torch.int32)
         state.age[index] = torch.where(marked, 0, age)
         state.recycled[index] += marked.to(torch.int64)
@@ -188,19 +214,17 @@ class SelfNormalizedResets:
         """Set the thresholds by the stretches since they were set last."""
         total = state.stretches.sum(1)
         within = state.stretches.cumsum(1) >= (self.rule.percentile * total - 1e-3)[:, None]
-        beyond = nn.functional.pad(self._bounds, (0, 1), value=self.rule.maximum_age)
+        beyond = nn.functional.pad(self._bounds_on(total.device), (0, 1), value=self.rule.maximum_age)
         found = beyond[within.to(torch.int8).argmax(1)]
         grown = (state.threshold * self.rule.expansion).to(torch.int64)
         set_anew = torch.where(found <= state.threshold, found, grown)
         lowest = min(self._largest_batch, self.rule.maximum_age)
         ready = total >= self.rule.enough
-        state.threshold = torch.where(ready, set_anew.clamp(lowest, self.rule.maximum_age), state.threshold)
+        state.threshold.copy_(torch.where(ready, set_anew.clamp(lowest, self.rule.maximum_age), state.threshold))
         state.stretches.masked_fill_(ready[:, None], 0)
 
     def _state(self, group: UnitGroup, like: Tensor) -> _Units:
         state = self._units.get(group.name)
-        if self._bounds.device != like.device:
-            self._bounds = self._bounds.to(like.device)
         if state is None or len(state.age) != group.size:
             age = torch.zeros(group.size, dtype=torch.int64, device=like.device)
             stretches = torch.zeros(group.size, len(self._bounds) + 1, dtype=torch.int32, device=like.device)
@@ -210,6 +234,7 @@ class SelfNormalizedResets:
         elif state.age.device != like.device:
             for name in _TENSORS:
                 setattr(state, name, getattr(state, name).to(like.device))
+            self._joint = {}
         return state
 
     def begin_anew(self, units: Mapping[str, Sequence[int]]) -> None:
@@ -240,6 +265,10 @@ class SelfNormalizedResets:
             name: _Units(**{key: known[key].clone() for key in _TENSORS}, updates=int(known["updates"]))
             for name, known in state["units"].items()
         }
+        self._joint = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_joint": {}}
 
 
 def _bounds(maximum_age: int) -> list[int]:
