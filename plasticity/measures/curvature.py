@@ -10,6 +10,7 @@ as it was. Only parameters that require a gradient count.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -162,7 +163,9 @@ def _size(mapping: dict[str, Any]) -> int:
 
 def _curvlinops() -> Any:
     try:
-        import curvlinops
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, in what it imports
+            import curvlinops
     except ImportError as error:
         raise UserError(
             f'curvature is measured by curvlinops: pip install "avalanche-plasticity[curvature]" ({error})'
