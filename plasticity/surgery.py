@@ -122,7 +122,7 @@ def outgoing(model: nn.Module, reader: Consumer, index: Tensor, marked: Tensor |
         Boolean tensor of the shape of the reader's weight.
     """
     module = layer(model, reader.layer)
-    weight = _parameter(model, reader.layer, "weight")
+    weight = _own(module, reader.layer, "weight")
     columns = _look_up(reader.columns, index, weight.device)
     if marked is not None:
         columns = torch.where(marked[:, None], columns, -1)
@@ -148,7 +148,8 @@ def columns_of(model: nn.Module, reader: Consumer, index: Tensor, marked: Tensor
     """
     if bool((reader.columns < 0).any()):
         return None
-    module, weight = layer(model, reader.layer), _parameter(model, reader.layer, "weight")
+    module = layer(model, reader.layer)
+    weight = _own(module, reader.layer, "weight")
     columns = _look_up(reader.columns, index, weight.device).flatten()
     every = None if marked is None else marked.repeat_interleave(reader.columns_per_unit)
     return Slices.columns(columns, weight.shape[1], int(getattr(module, "groups", 1)), every)
@@ -162,7 +163,7 @@ def _silence(
     optimizer: Optimizer | None,
     moments: Moments,
 ) -> None:
-    weight = _parameter(model, reader.layer, "weight")
+    weight = _own(layer(model, reader.layer), reader.layer, "weight")
     where: Tensor | Slices | None = columns_of(model, reader, index, marked)
     if isinstance(where, Slices):
         where.fill(weight, 0.0)
@@ -196,10 +197,11 @@ def _renew_rows(
     initial: Mapping[str, Tensor],
     moments: Moments,
 ) -> None:
-    weight = _parameter(model, write.layer, "weight")  # refuses one that is not the layer's own
+    module = layer(model, write.layer)
+    weight = _own(module, write.layer, "weight")  # refuses one that is not the layer's own
     rows = _rows_of(write.rows, index, marked, weight.device)
-    for name, values in _fresh(layer(model, write.layer), write.layer, rows, generator, initial).items():
-        parameter = _parameter(model, write.layer, name)
+    for name, values in _fresh(module, write.layer, rows, generator, initial).items():
+        parameter = _own(module, write.layer, name)
         rows.fill(parameter, values)
         clean_state(optimizer, parameter, rows, moments)
     if write.norm is None or write.norm_rows is None:
@@ -257,8 +259,8 @@ def _copied(module: nn.Module) -> Iterator[None]:
         module._buffers.update(buffers)
 
 
-def _parameter(model: nn.Module, name: str, which: str) -> nn.Parameter:
-    parameter = getattr(layer(model, name), which)
+def _own(module: nn.Module, name: str, which: str) -> nn.Parameter:
+    parameter = getattr(module, which)
     if not isinstance(parameter, nn.Parameter):
         raise UserError(f"the {which} of layer '{name}' is computed from other tensors and cannot be changed in place")
     return parameter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.masks import BoundMasks, Masks
+from plasticity.masks import BoundMasks, Masks, Multipliers
 from plasticity.measures import dead_units
 from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe
@@ -135,25 +135,19 @@ class BoundPrunedUnits:
 
     def __init__(self, pruned: PrunedUnits, model: nn.Module) -> None:
         self._weights = BoundMasks(pruned.masks, model)
-        parameters = [unwrap(model).get_parameter(name) for name in pruned.vectors]
-        self._vectors = [
-            (parameter, kept.to(parameter.device))
-            for parameter, kept in zip(parameters, pruned.vectors.values(), strict=True)
-        ]
+        vectors: list[Tensor] = [unwrap(model).get_parameter(name) for name in pruned.vectors]
+        kept = [mask.to(vector.device) for vector, mask in zip(vectors, pruned.vectors.values(), strict=True)]
+        self._vectors = Multipliers(vectors, kept)
 
     def apply(self) -> None:
         """Set everything that is removed to 0 again."""
         self._weights.apply()
-        with torch.no_grad():
-            for parameter, kept in self._vectors:
-                parameter.mul_(kept)
+        self._vectors.apply()
 
     def mask_gradients(self) -> None:
         """Set the gradient of everything that is removed to 0."""
         self._weights.mask_gradients()
-        for parameter, kept in self._vectors:
-            if parameter.grad is not None:
-                parameter.grad.mul_(kept)
+        self._vectors.mask_gradients()
 
 
 def writing(model: nn.Module, group: UnitGroup, index: Tensor) -> dict[str, Tensor]:

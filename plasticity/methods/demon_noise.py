@@ -23,15 +23,20 @@ class _Writer:
     def __init__(self, length: int, device: torch.device) -> None:
         self.length, self.device = length, device
         self.parts: list[tuple[str, Tensor]] = []
+        self.same: str | None = None  # the group whose unit i is written by row i, if there is no other
         self.free = torch.ones(length, dtype=torch.bool, device=device)
 
     def add(self, group: str, rows: Tensor) -> None:
         """Note that unit i of a group is written by row rows[i], -1 for none."""
+        plain = not self.parts and torch.equal(rows.cpu(), torch.arange(self.length))
+        self.same = group if plain else None
         self.free[rows[rows >= 0].to(self.device)] = False
         self.parts.append((group, torch.where(rows < 0, self.length, rows).to(self.device)))
 
     def live(self, live: Mapping[str, Tensor]) -> Tensor:
         """Return the rows that write a live unit, or no unit at all, (rows,) bool."""
+        if self.same in live:
+            return live[self.same]
         hits = torch.zeros(self.length + 1, dtype=torch.int64, device=self.device)
         for group, rows in self.parts:
             if group in live:
@@ -87,8 +92,8 @@ class AsymmetricNoise:
                 noise = torch.randn(
                     parameter.shape, dtype=parameter.dtype, device=device, generator=generators.get(device)
                 )
-                if self.gate != "none":
-                    noise.mul_(parameter.grad != 0)
+                if self.gate != "none":  # 0 and 1 in the noise's own type, by which a CPU multiplies far faster
+                    noise.mul_(torch.ne(parameter.grad, 0, out=torch.empty_like(noise)))
                 if owner is not None:
                     noise.mul_(rows[owner].view(-1, *[1] * (parameter.dim() - 1)))
                 parameter.add_(noise, alpha=std)

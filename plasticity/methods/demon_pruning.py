@@ -108,13 +108,15 @@ def penalised(model: nn.Module, units: UnitGroups, regularise: Regularise = "sca
 
 def add_penalty_gradient(entries: list[Penalised], strength: float) -> None:
     """Add the gradient of the penalty, times its strength, to those of the parameters that have one."""
+    gradients, pulls = [], []
     with torch.no_grad():
         for parameter, rows, lasso in entries:
             if parameter.grad is not None:
-                gradient = parameter.sign() if lasso else parameter.detach()
-                if rows is not None:
-                    gradient = gradient * rows.view(-1, *[1] * (gradient.dim() - 1))
-                parameter.grad.add_(gradient, alpha=strength)
+                pull = parameter.sign() if lasso else parameter.detach()
+                gradients.append(parameter.grad)
+                pulls.append(pull if rows is None else pull * rows.view(-1, *[1] * (pull.dim() - 1)))
+        if gradients:
+            torch._foreach_add_(gradients, pulls, alpha=strength)
 
 
 # --- pruning ---------------------------------------------------------------------------------------------------------

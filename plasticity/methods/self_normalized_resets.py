@@ -179,7 +179,7 @@ class SelfNormalizedResets:
             for key, tensor in whole.items():
                 for state, part in zip(states, tensor.split([len(state.age) for state in states]), strict=True):
                     setattr(state, key, part)
-            known = self._joint[device] = (states, _Units(**whole))
+            known = self._joint[device] = (states, _Units(**whole, updates=0))
         return known[1]
 
     def _bounds_on(self, device: torch.device) -> Tensor:

@@ -83,31 +83,56 @@ def add_spectral_gradient(
         rule: What is penalised.
         scale: 0-dim, by which the loss was multiplied before the backward pass.
     """
-    k = rule.power
     with torch.no_grad():
+        factor = 2 * rule.strength * rule.power * scale
+        used: dict[str | None, list[Entry]] = {"matrix": [], "diagonal": [], "bias": []}
         for entry in entries:
-            gradient, value = entry.parameter.grad, entry.parameter.detach()
-            role = rule.role(entry)
-            if gradient is None or role is None or value.numel() == 0:
-                continue
-            factor = 2 * rule.strength * k * scale
-            if role == "matrix":
-                matrix, u = value.reshape(len(value), -1), vectors[entry.name]
-                v = _unit(matrix.mT @ u)
-                image = matrix @ v
-                u.copy_(_unit(image))
-                sigma = u @ image
-                slope = factor * (sigma**k - 1) * sigma ** (k - 1)
-                gradient.add_(torch.outer((slope * u).to(u.dtype), v).view_as(gradient))
-            elif role == "diagonal":
-                flat = value.flatten()
-                place = flat.abs().argmax(keepdim=True)
-                largest = flat[place]
-                slope = factor * (largest.abs() ** k - 1) * largest.abs() ** (k - 1) * largest.sign()
-                gradient.view(-1).index_add_(0, place, slope.to(gradient.dtype))
-            else:
-                length = torch.linalg.vector_norm(value)
-                gradient.add_((value * (factor * length ** (2 * k - 2))).to(gradient.dtype))
+            if entry.parameter.grad is not None and entry.parameter.numel() > 0:
+                used.setdefault(rule.role(entry), []).append(entry)
+        if used["matrix"]:
+            _add_of_matrices(used["matrix"], vectors, rule.power, factor)
+        if used["diagonal"]:
+            _add_of_diagonals(used["diagonal"], rule.power, factor)
+        if used["bias"]:
+            _add_of_biases(used["bias"], rule.power, factor)
+
+
+def _add_of_matrices(entries: Sequence[Entry], vectors: Mapping[str, Tensor], power: int, factor: Tensor) -> None:
+    matrices = [entry.parameter.detach().flatten(1) for entry in entries]
+    left = [vectors[entry.name] for entry in entries]
+    right = _units([matrix.mT @ u for matrix, u in zip(matrices, left, strict=True)])
+    images = [matrix @ v for matrix, v in zip(matrices, right, strict=True)]
+    torch._foreach_copy_(left, _units(images))
+    sigmas = [u @ image for u, image in zip(left, images, strict=True)]
+    for gradient, slope, u, v in zip(_gradients(entries), _slopes(sigmas, power, factor), left, right, strict=True):
+        gradient.add_(torch.outer((slope * u).to(u.dtype), v).view_as(gradient))
+
+
+def _add_of_diagonals(entries: Sequence[Entry], power: int, factor: Tensor) -> None:
+    values = [entry.parameter.detach().flatten() for entry in entries]
+    places = [value.abs().argmax(keepdim=True) for value in values]
+    largest = [value[place] for value, place in zip(values, places, strict=True)]
+    slopes = _slopes(torch._foreach_abs(largest), power, factor)
+    signed = torch._foreach_mul(slopes, torch._foreach_sign(largest))
+    for gradient, place, slope in zip(_gradients(entries), places, signed, strict=True):
+        gradient.view(-1).index_add_(0, place, slope.to(gradient.dtype))
+
+
+def _add_of_biases(entries: Sequence[Entry], power: int, factor: Tensor) -> None:
+    values: list[Tensor] = [entry.parameter.detach() for entry in entries]
+    lengths = torch._foreach_norm(values)
+    factors = torch._foreach_mul(torch._foreach_pow(lengths, 2 * power - 2), factor)
+    torch._foreach_add_(_gradients(entries), torch._foreach_mul(values, factors))
+
+
+def _gradients(entries: Sequence[Entry]) -> list[Tensor]:
+    return [gradient for entry in entries if (gradient := entry.parameter.grad) is not None]
+
+
+def _slopes(sigmas: Sequence[Tensor], power: int, factor: Tensor) -> Sequence[Tensor]:
+    """Return factor * (sigma^k - 1) * sigma^(k - 1) for each."""
+    distances = torch._foreach_sub(torch._foreach_pow(sigmas, power), 1)
+    return torch._foreach_mul(torch._foreach_mul(distances, factor), torch._foreach_pow(sigmas, power - 1))
 
 
 def spectral_penalty(entries: Sequence[Entry], rule: SpectralRule) -> Tensor:
@@ -130,5 +155,11 @@ def spectral_penalty(entries: Sequence[Entry], rule: SpectralRule) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    unit: Tensor = vector / torch.linalg.vector_norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)
-    return unit
+    return _units([vector])[0]
+
+
+def _units(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Return vectors over their lengths."""
+    lengths = torch._foreach_norm(vectors)
+    torch._foreach_clamp_min_(lengths, [torch.finfo(vector.dtype).tiny for vector in vectors])
+    return list(torch._foreach_div(vectors, lengths))

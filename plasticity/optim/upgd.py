@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,16 @@ from plasticity.errors import UserError
 
 Utility = Literal["global", "local"]
 Preset = Literal["elsayed2024", "elsayed2024-readme"]
-_Ready = tuple[dict[str, Any], list[Tensor], list[Tensor], list[Tensor]]  # group, parameters, averages, corrected
+
+
+class _Ready(NamedTuple):
+    """The parameters of a group that take part in a step."""
+
+    group: dict[str, Any]
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    averages: list[Tensor]
+    utilities: list[Tensor]  # the averages, corrected for their youth
 
 
 class UPGD(Optimizer):
@@ -117,16 +126,14 @@ class UPGD(Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None and p.numel() > 0]
             if parameters:
-                averages, corrected = self._utilities(group, parameters)
-                ready.append((group, parameters, averages, corrected))
+                ready.append(self._utilities(group, parameters))
         largest = _largest(ready)
-        for group, parameters, _, corrected in ready:
-            scaled = [_scaled(group, utility, largest) for utility in corrected]
-            self._update(group, parameters, [torch.sigmoid(-utility) for utility in scaled])
+        for each in ready:
+            self._update(each, _free(each, largest))
         return loss
 
-    def _utilities(self, group: dict[str, Any], parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Advance the average utilities; returns them, and corrected for their youth."""
+    def _utilities(self, group: dict[str, Any], parameters: list[Tensor]) -> _Ready:
+        """Advance the average utilities."""
         averages, youth = [], []
         for parameter in parameters:
             state = self.state[parameter]
@@ -139,26 +146,32 @@ class UPGD(Optimizer):
             state["step"] += 1
             averages.append(state["utility"])
             youth.append(1 - group["beta"] ** state["step"])
-        weights = [parameter.detach().to(_wide(parameter)) for parameter in parameters]
-        torch._foreach_mul_(averages, group["beta"])
-        torch._foreach_addcmul_(averages, weights, _gradients(parameters), value=group["beta"] - 1)
-        return averages, list(torch._foreach_div(averages, youth))
-
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], free: list[Tensor]) -> None:
         gradients = _gradients(parameters)
+        weights = [parameter.detach().to(each.dtype) for parameter, each in zip(parameters, gradients, strict=True)]
+        torch._foreach_mul_(averages, group["beta"])
+        torch._foreach_addcmul_(averages, weights, gradients, value=group["beta"] - 1)
+        return _Ready(group, parameters, gradients, averages, list(torch._foreach_div(averages, youth)))
+
+    def _update(self, ready: _Ready, free: list[Tensor]) -> None:
+        """Take the step; `free` says by how much each weight is free to move, and is used up."""
+        group, gradients = ready.group, ready.gradients
         if group["sigma"] > 0:
             noise = [self._noise(gradient, group["sigma"]) for gradient in gradients]
             if group["protect"]:
                 torch._foreach_add_(noise, gradients)
-                change = torch._foreach_mul(noise, free)
+                torch._foreach_mul_(noise, free)
+                change = noise
             else:
-                change = torch._foreach_addcmul(gradients, noise, free)
+                change = list(torch._foreach_addcmul(gradients, noise, free))
+        elif group["protect"]:
+            torch._foreach_mul_(free, gradients)
+            change = free
         else:
-            change = torch._foreach_mul(gradients, free) if group["protect"] else tuple(gradients)
+            change = gradients
         if group["weight_decay"] != 0:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(ready.parameters, 1 - group["lr"] * group["weight_decay"])
         factor = 2.0 if group["preset"] == "elsayed2024-readme" else 1.0
-        torch._foreach_add_(parameters, list(change), alpha=-factor * group["lr"])
+        torch._foreach_add_(ready.parameters, change, alpha=-factor * group["lr"])
 
     def _noise(self, like: Tensor, sigma: float) -> Tensor:
         generator = None
@@ -238,21 +251,34 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 def _largest(ready: list[_Ready]) -> Tensor | None:
     """Return the largest utility over all weights that share one, or None where none do."""
     maxima = [
-        values.max()
-        for group, _, averages, corrected in ready
-        if group["utility"] == "global"
-        for values in (corrected if group["preset"] is None else averages)
+        values.amax()
+        for each in ready
+        if each.group["utility"] == "global"
+        for values in (each.utilities if each.group["preset"] is None else each.averages)
     ]
     if not maxima:
         return None
     return reduce(torch.maximum, [value.to(maxima[0].device) for value in maxima])
 
 
-def _scaled(group: dict[str, Any], utility: Tensor, largest: Tensor | None) -> Tensor:
+def _free(ready: _Ready, largest: Tensor | None) -> list[Tensor]:
+    """Return by how much each weight is free to move, from 0 to 1, in place of the utilities."""
+    group, utilities = ready.group, ready.utilities
     if group["utility"] == "global":
         assert largest is not None
-        scale = largest.to(utility.device)
-        return utility / (scale if group["preset"] else scale.clamp(min=torch.finfo(utility.dtype).tiny))
-    if group["preset"] or utility.dim() < 2:
+        scales: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        for key in {(utility.device, utility.dtype) for utility in utilities}:
+            scale = largest.to(key[0])
+            scales[key] = -(scale if group["preset"] else scale.clamp(min=torch.finfo(key[1]).tiny))
+        torch._foreach_div_(utilities, [scales[utility.device, utility.dtype] for utility in utilities])
+    else:
+        utilities = [-_along_units(utility, bool(group["preset"])) for utility in utilities]
+    torch._foreach_sigmoid_(utilities)
+    return utilities
+
+
+def _along_units(utility: Tensor, last: bool) -> Tensor:
+    """Return utilities over their length: of the weights that enter a unit, or along the last dimension."""
+    if last or utility.dim() < 2:
         return F.normalize(utility, dim=-1) if utility.dim() else F.normalize(utility, dim=0)
     return F.normalize(utility.flatten(1), dim=1).view_as(utility)
