@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,40 +42,72 @@ class OnlineAccuracyPlugin(SupervisedPlugin[Any]):
         self._right, self._samples = [], []
         return float(accuracies.mean())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts since the last `take`."""
+        right = torch.stack(self._right) if self._right else torch.zeros(0, dtype=torch.int64)
+        return {"right": right, "samples": list(self._samples)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        self._right, self._samples = list(state["right"].unbind()), list(state["samples"])
+
 
 class Stopwatch:
     """Adds up time, of the clock and of the processor, and can stop in between.
 
     Args:
         device: Whose work has to be finished before a time is read.
-
-    Attributes:
-        seconds: Of the clock.
-        process_seconds: Of the processor, over all threads of this process.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.seconds = self.process_seconds = 0.0
+        self._total = (0.0, 0.0)
+        self._since: tuple[float, float] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the clock."""
+        return self._times()[0]
+
+    @property
+    def process_seconds(self) -> float:
+        """Seconds of the processor, over all threads of this process."""
+        return self._times()[1]
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block."""
-        yield from self._counted(1)
+        self._since = self._now()
+        try:
+            yield
+        finally:
+            self._total, self._since = self._times(), None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the time of the block, inside of `running`."""
-        yield from self._counted(-1)
-
-    def _counted(self, sign: int) -> Iterator[None]:
         start = self._now()
         try:
             yield
         finally:
             end = self._now()
-            self.seconds += sign * (end[0] - start[0])
-            self.process_seconds += sign * (end[1] - start[1])
+            self._total = self._total[0] - (end[0] - start[0]), self._total[1] - (end[1] - start[1])
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the times so far."""
+        seconds, process_seconds = self._times()
+        return {"seconds": seconds, "process_seconds": process_seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from the times that `state_dict` returned."""
+        self._total = float(state["seconds"]), float(state["process_seconds"])
+        self._since = None if self._since is None else self._now()
+
+    def _times(self) -> tuple[float, float]:
+        if self._since is None:
+            return self._total
+        now = self._now()
+        return self._total[0] + now[0] - self._since[0], self._total[1] + now[1] - self._since[1]
 
     def _now(self) -> tuple[float, float]:
         if self.device.type == "cuda":
