@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.observing import Stopwatch
 from plasticity import measures
 from plasticity.errors import UserError
-from plasticity.measures.curvature import NotConverged, available
+from plasticity.measures.curvature import NotConvergedError, available
 from plasticity.metrics.steps import StepWatch
 from plasticity.probe import Probe
 
@@ -143,7 +143,7 @@ def curvature(model: nn.Module, samples: Probe, labels: Tensor) -> dict[str, flo
     for name, measure in found.items():
         try:
             values[name] = _finite(measure(model, loss, batches))
-        except NotConverged:
+        except NotConvergedError:
             values[name] = None
     return values
 

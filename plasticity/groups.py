@@ -38,12 +38,15 @@ class Write(NamedTuple):
         rows: (size,) output row of the layer that writes each unit, -1 where it writes none.
         norm: Qualified name of the normaliser between the layer and the activation, or None.
         norm_rows: (size,) channel of that normaliser that scales each unit, -1 where none does, or None.
+        direction: 1 where what the activation sees rises with the layer's output, -1 where it falls, as in
+            `relu(-layer(x))`, and 0 where neither is known; a normaliser's scale is left out.
     """
 
     layer: str
     rows: Tensor
     norm: str | None
     norm_rows: Tensor | None
+    direction: int = 1
 
 
 class Site(NamedTuple):

@@ -58,7 +58,7 @@ def assemble(ledger: Ledger) -> UnitGroups:
         writes = []
         for call, write in zip(calls, site.writes, strict=True):
             rows = write.rows if call.plain else torch.full_like(write.rows, -1)
-            writes.append(Write(call.layer, rows, write.norm, write.norm_rows))
+            writes.append(Write(call.layer, rows, write.norm, write.norm_rows, write.direction))
         groups.append(
             UnitGroup(
                 name=name if names[name] == 1 else f"{name}#{names[name]}",

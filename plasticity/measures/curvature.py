@@ -24,7 +24,7 @@ from plasticity.measures.ranks import effective_rank
 from plasticity.measures.scalars import working_type
 
 
-class NotConverged(UserError):
+class NotConvergedError(UserError):
     """The largest eigenvalue was not found."""
 
 
@@ -61,7 +61,7 @@ def largest_hessian_eigenvalue(
 
     Raises:
         UserError: If curvlinops is missing, the loss is another, there are no parameters or samples, curvlinops cannot
-            follow the network; NotConverged, which is one, if the iterations do not come to an end.
+            follow the network; NotConvergedError, which is one, if the iterations do not come to an end.
 
     Source: Lewandowski et al. 2023, arXiv 2312.00246, on curvature and plasticity; Dangel et al. 2025, arXiv
     2501.19183, on curvlinops.
@@ -228,7 +228,7 @@ def _largest(operator: Any, parameters: Sequence[Tensor], tolerance: float, seed
     try:
         values = eigsh(hessian, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)
     except ArpackNoConvergence as error:
-        raise NotConverged(f"the largest eigenvalue was not found ({error}); raise the tolerance") from None
+        raise NotConvergedError(f"the largest eigenvalue was not found ({error}); raise the tolerance") from None
     return float(values[0])
 
 

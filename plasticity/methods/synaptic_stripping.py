@@ -43,7 +43,8 @@ class StrippingRule:
             network alone.
         score: What ranks connections: "signed_weight", as the authors do; "signed_contribution", weight times mean
             input; or "auto", the weight for layers whose inputs are never negative on the probe, else the contribution.
-            The last two turn round behind a normaliser of negative scale.
+            The last two turn round behind a normaliser of negative scale and where what the layer writes is
+            subtracted; where its sign is not known they remove nothing.
         guard: Remove only connections with a negative score, and at least one while there is any.
         fallback: For units that stripping cannot help: "zero_bias" raises a negative bias (or a normaliser's negative
             shift) to 0, "reinitialise" makes a private unit new, "none" leaves them dead.
@@ -204,7 +205,7 @@ def _treat(
         for write in group.writes:  # a normaliser undoes what stripping gains, so its shift goes first
             if write.norm is not None and write.norm_rows is not None:
                 norm = unwrap(model).get_submodule(write.norm)
-                raised |= _raise_to_zero(norm, write.norm_rows, index, optimizer)
+                raised |= _raise_to_zero(norm, write.norm_rows, index, optimizer, write.direction)
     stripped = torch.zeros_like(raised)
     cleaned = optimizer if rule.clean_optimizer else None
     for write in group.writes:
@@ -226,7 +227,8 @@ def _treat(
     exhausted = ~raised & ~stripped
     if rule.fallback == "zero_bias" and bool(exhausted.any()):
         for write in group.writes:
-            raised |= _raise_to_zero(layer(model, write.layer), write.rows, index, optimizer, exhausted)
+            module = layer(model, write.layer)
+            raised |= _raise_to_zero(module, write.rows, index, optimizer, write.direction, exhausted)
     elif rule.fallback == "reinitialise" and group.private and bool(exhausted.any()):
         reinitialise(model, group, index[exhausted], optimizer, generator, masks=masks)
         raised |= exhausted
@@ -264,7 +266,8 @@ def select_connections(
                 f"the inputs of layer '{write.layer}' cannot be seen, since its weight is used without calling it; "
                 'strip by score="signed_weight"'
             )
-        score = score * _sign_behind(model, write, picked).to(score.dtype)[:, None]
+        score = score * write.direction * _sign_behind(model, write, picked).to(score.dtype)[:, None]
+        remaining &= write.direction != 0
         mean = _inputs_of_rows(module, weight, picked, inputs.mean)
         if rule.score == "signed_contribution" or inputs.signed:
             score = score * mean  # double precision, as the mean inputs
@@ -318,14 +321,23 @@ def _sign_behind(model: nn.Module, write: Write, rows: Tensor) -> Tensor:
 
 
 def _raise_to_zero(
-    module: nn.Module, rows: Tensor, index: Tensor, optimizer: Optimizer | None, only: Tensor | None = None
+    module: nn.Module,
+    rows: Tensor,
+    index: Tensor,
+    optimizer: Optimizer | None,
+    direction: int,
+    only: Tensor | None = None,
 ) -> Tensor:
-    """Set negative biases of some units to 0; returns for which units, (n,)."""
+    """Set biases that hold some units down to 0: negative ones, or positive where signs are turned round, -1.
+
+    Returns:
+        (n,) for which units.
+    """
     bias = getattr(module, "bias", None)
     if not isinstance(bias, Tensor) or bias.dim() != 1:
         return torch.zeros(len(index), dtype=torch.bool, device=index.device)
     places = rows.to(index.device)[index]
-    negative = (places >= 0) & (bias.detach()[places.clamp(min=0)] < 0)
+    negative = (places >= 0) & (direction * bias.detach()[places.clamp(min=0)] < 0)
     if only is not None:
         negative &= only
     where = torch.zeros_like(bias, dtype=torch.bool)

@@ -38,10 +38,13 @@ class Value:
     Attributes:
         planes: Label planes; an element depends on its label in each of them.
         norms: By number of a writing call, the last normaliser its rows have passed.
+        directions: By number of a writing call, -1 where its rows stand with their sign turned round, 0 where it is not
+            known, and nothing where they rise as they were written.
     """
 
     planes: tuple[Plane, ...]
     norms: Mapping[int, Norm] = field(default_factory=dict)
+    directions: Mapping[int, int] = field(default_factory=dict)
 
     def labels(self) -> Tensor:
         """Return the labels that occur, sorted, without 0."""

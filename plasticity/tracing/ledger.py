@@ -29,12 +29,13 @@ class Call:
 
 @dataclass
 class WriteRecord:
-    """One row of a writing call for each unit, -1 for none, and the channel of a normaliser that scales it."""
+    """One row of a writing call for each unit, -1 for none, a channel of a normaliser that scales it, its direction."""
 
     call: int
     rows: Tensor
     norm: str | None
     norm_rows: Tensor | None
+    direction: int
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from plasticity.tracing.directions import factors, merged_directions
 from plasticity.tracing.labels import Plane, Value, compact, overlay
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.operations import RULES, Operation, merged_norms, mix, rule, tensors
@@ -62,8 +63,9 @@ def move(ledger: Ledger, operation: Operation) -> None:
         for kept, plane in zip(planes, tensors(moved), strict=True):
             kept.append(plane)
     norms = merged_norms(values)
+    directions = merged_directions(ledger, values)
     for output, kept in zip(outputs, planes, strict=True):
-        ledger.record(output, Value(overlay(kept), norms))
+        ledger.record(output, Value(overlay(kept), norms, directions))
 
 
 @rule("clone detach alias contiguous lift lift_fresh lift_fresh_copy _to_copy to _conj resolve_conj resolve_neg")
@@ -79,12 +81,12 @@ def pointwise(ledger: Ledger, operation: Operation) -> None:
     if operation.name in ("copy", "fill"):  # in place: what was there before is gone
         values = [None, *operation.before[1:]]
     _combined_with_data(ledger, operation, values)
-    norms = merged_norms(values)
+    norms, directions = merged_norms(values), merged_directions(ledger, values, factors(operation))
     for result in operation.results:
         planes = [
             torch.broadcast_to(plane, result.shape) for value in values if value is not None for plane in value.planes
         ]
-        ledger.record(result, Value(overlay(planes), norms))
+        ledger.record(result, Value(overlay(planes), norms, directions))
 
 
 _SCALES = {"mul", "div", "copy", "fill", "masked_fill"}

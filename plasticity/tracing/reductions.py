@@ -44,7 +44,10 @@ def reduce(ledger: Ledger, operation: Operation) -> None:
         kept = [length for dim, length in enumerate(shape) if keep or dim not in chosen]
         planes.append(small.expand(shape).reshape(kept))
     for result in operation.results:
-        ledger.record(result, Value(overlay(torch.broadcast_to(plane, result.shape) for plane in planes), value.norms))
+        ledger.record(
+            result,
+            Value(overlay(torch.broadcast_to(plane, result.shape) for plane in planes), value.norms, value.directions),
+        )
 
 
 _POOLS = {
@@ -74,7 +77,7 @@ def pool(ledger: Ledger, operation: Operation) -> None:
         for plane in value.planes:
             dims = tuple(range(plane.dim() - spatial, plane.dim()))
             planes.append(torch.broadcast_to(reduced(ledger, plane, dims, reason), result.shape))
-        ledger.record(result, Value(overlay(planes), value.norms))
+        ledger.record(result, Value(overlay(planes), value.norms, value.directions))
 
 
 # --- normalisers -----------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ def batch_norm(ledger: Ledger, operation: Operation) -> None:
         dims = tuple(dim for dim in range(plane.dim()) if dim != 1)
         planes.append(torch.broadcast_to(reduced(ledger, plane, dims, reason), result.shape))
     norms = {**value.norms, **_channels(ledger, operation, planes, 1)}
-    ledger.record(result, Value(overlay(planes), norms))
+    ledger.record(result, Value(overlay(planes), norms, _unknown(value)))
 
 
 @rule("native_layer_norm native_group_norm _fused_rms_norm layer_norm group_norm rms_norm")
@@ -135,12 +138,12 @@ def mixing_norm(ledger: Ledger, operation: Operation) -> None:
             ledger.escape(value.labels(), reason)
     result, value = operation.results[0], operation.before[0]
     planes = [] if value is None else _written(ledger, value)
-    norms = {} if value is None else dict(value.norms)
+    norms, directions = ({}, {}) if value is None else (dict(value.norms), _unknown(value))
     if operation.argument("normalized_shape") is None:
         norms.update(_channels(ledger, operation, planes, 1))
     elif len(operation.argument("normalized_shape")) == 1:
         norms.update(_channels(ledger, operation, planes, result.dim() - 1))
-    ledger.record(result, Value(overlay(planes), norms))
+    ledger.record(result, Value(overlay(planes), norms, directions))
 
 
 @rule("_softmax _log_softmax softmax log_softmax")
@@ -149,7 +152,12 @@ def softmax(ledger: Ledger, operation: Operation) -> None:
     value = operation.before[0]
     if value is not None:
         ledger.escape(value.labels(), f"{operation.place()} normalises it together with other units")
-        ledger.record(operation.results[0], Value(overlay(_written(ledger, value)), value.norms))
+        ledger.record(operation.results[0], Value(overlay(_written(ledger, value)), value.norms, value.directions))
+
+
+def _unknown(value: Value) -> dict[int, int]:
+    """Return the directions behind a normaliser: one that was turned before it, and its shift not, has none."""
+    return dict.fromkeys(value.directions, 0)
 
 
 def _written(ledger: Ledger, value: Value) -> list[Plane]:

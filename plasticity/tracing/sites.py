@@ -85,7 +85,7 @@ def _writes(
                     record.rows = torch.maximum(record.rows, rows)
                     break
             else:
-                records.append(WriteRecord(number, rows, None, None))
+                records.append(WriteRecord(number, rows, None, None, value.directions.get(number, 1)))
     for record in records:
         norm = value.norms.get(record.call)
         if norm is not None:
