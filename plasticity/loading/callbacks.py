@@ -66,9 +66,9 @@ def forwards(evaluator: EvaluationPlugin, event: str) -> bool:
 class Callbacks:
     """Calls a strategy's plugins at the events of a training iteration, as Avalanche does, but not for nothing.
 
-    Who acts is worked out at the start, and again whenever plugins, metrics or loggers were added or taken away. A
-    plugin that has Avalanche's empty method for an event, and gets another one as an attribute in the middle of an
-    epoch, is called from the next epoch on.
+    Who acts is worked out at the start, again at an event before which plugins were added or taken away, and again in
+    an iteration before which metrics or loggers were. A plugin that has Avalanche's empty method for an event, and gets
+    another one as an attribute in the middle of an epoch, is called from the next epoch on.
 
     Args:
         strategy: The strategy.
@@ -85,7 +85,7 @@ class Callbacks:
             event: One of `EVENTS`.
             kwargs: What the strategy hands on to its plugins.
         """
-        if self._changed():
+        if self.strategy.plugins != self._plugins or (event == EVENTS[0] and self._told_others()):
             self._look()
         if event in self._own:
             getattr(self.strategy, f"_{event}")(**kwargs)
@@ -123,10 +123,9 @@ class Callbacks:
                 found.append((plugin, None))
         return found
 
-    def _changed(self) -> bool:
-        if self.strategy.plugins != self._plugins:
-            return True
-        for state, metrics, loggers in self._told:
-            if state["metrics"] != metrics or len(state["loggers"]) != len(loggers):
-                return True
-        return False
+    def _told_others(self) -> bool:
+        """Say whether evaluators have other metrics or loggers than before."""
+        return any(
+            state["metrics"] != metrics or len(state["loggers"]) != len(loggers)
+            for state, metrics, loggers in self._told
+        )

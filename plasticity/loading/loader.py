@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from plasticity.loading.tensors import dataset_rows
 from plasticity.rows import NotTensorsError
@@ -50,16 +57,27 @@ class TensorLoader:
             raise NotTensorsError("its loader has a collate function of its own")
         self.rows = dataset_rows(dataset).settled(room).to(device)
 
-    def _sampler(self) -> Iterable[list[int]]:
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        device = self.rows.columns[0].device
+        # A DataLoader draws this for its workers, whether it has any or not, at the start of every epoch.
+        torch.empty((), dtype=torch.int64).random_(generator=self._generator)
+        for index in _indices(self._sampler(), device):
+            yield self.rows.samples(index)
+
+    def _sampler(self) -> Any:
         """Return what says which samples come in each mini-batch of an epoch."""
         loader = self.loader
         if isinstance(loader, DataLoader):
-            assert loader.batch_sampler is not None
             return loader.batch_sampler
         # As its own `_get_loader` does, which first goes through all samples to see whether FFCV is to read them.
         samplers = loader._create_samplers(
             loader.datasets, loader.batch_sizes, loader.distributed_sampling, loader.loader_kwargs
         )
+        if len(samplers) == 1 and not loader.never_ending:
+            return samplers[0]  # there is nothing to mix
         return MultiDatasetSampler(
             loader.datasets,
             samplers,
@@ -68,12 +86,25 @@ class TensorLoader:
             never_ending=loader.never_ending,
         )
 
-    def __len__(self) -> int:
-        return len(self.loader)
 
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        device = self.rows.columns[0].device
-        # A DataLoader draws this for its workers, whether it has any or not, at the start of every epoch.
-        torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-        for indices in self._sampler():
-            yield self.rows.samples(torch.tensor(indices).to(device, non_blocking=True))
+def _indices(batch_sampler: Any, device: torch.device) -> Iterator[Tensor]:
+    """The numbers of the samples of each mini-batch, as tensors on a device.
+
+    A random order of all samples is drawn at once, as PyTorch does too when the first sample is asked for, but handed
+    over at once as well. Other samplers may draw in between, and are asked for one mini-batch after another.
+    """
+    if not _drawn_at_once(batch_sampler):
+        for indices in batch_sampler:
+            yield torch.tensor(indices).to(device, non_blocking=True)
+    elif len(batch_sampler):
+        order = torch.tensor(list(batch_sampler.sampler)).to(device, non_blocking=True)
+        yield from order.split(batch_sampler.batch_size)[: len(batch_sampler)]
+
+
+def _drawn_at_once(batch_sampler: Any) -> bool:
+    if type(batch_sampler) is not BatchSampler:
+        return False
+    sampler = batch_sampler.sampler
+    if type(sampler) is RandomSampler:
+        return sampler.generator is None and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler

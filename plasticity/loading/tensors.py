@@ -109,6 +109,8 @@ def _select_flat(data: Any, index: Tensor | None, group: str | None) -> Rows:
     if data._indices is not None:
         own = torch.tensor(list(data._indices), dtype=torch.int64)
         index = own if index is None else own[index]
+        if torch.equal(index, torch.arange(sum(len(part) for part in data._datasets))):
+            index = None  # as balanced loaders have it: then nothing has to be copied
     transforms = isinstance(data, _FlatDataWithTransform)
     parts = [  # the transformation group in force at the top holds all the way down
         partial(_select_flat, part, group=group)
