@@ -2,14 +2,17 @@
 
 import json
 import statistics
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks.cli import main
-from benchmarks.cost import cases, loading, processes, treating, watching
+from benchmarks.cost import cases, loading, peers, processes, treating, watching
 from benchmarks.cost.table import content, text
-from benchmarks.cost.timing import interleave, ratio
+from benchmarks.cost.timing import clock, interleave, ratio
 
 CPU = torch.device("cpu")
 SMALL = cases.Case("small", "mlp-2x16", (8,), 8, torch.optim.SGD, 6)
@@ -50,19 +53,85 @@ def test_watching_is_measured_beside_the_same_strategy_without(capsys):
 
 
 def test_treating_is_measured_by_step_and_by_treatment():
-    names = ["synaptic-stripping", "l2-init", "upgd", "layer-norm", "continual-backprop"]
+    """Of each method a step, and a treatment where it has one, even if that comes after a thousand steps."""
+    names = [
+        "synaptic-stripping",
+        "l2-init",
+        "upgd",
+        "layer-norm",
+        "continual-backprop",
+        "redo",
+        "plasticity-injection",
+    ]
     lines = [(line.what, line.unit) for line in treating.measure(CPU, 2, [SMALL], names)]
-    steps = [(name, "step / naive step") for name in names]
-    assert [line for line in lines if line[1] == "step / naive step"] == steps
-    assert [what for what, unit in lines if unit != "step / naive step"] == ["synaptic-stripping"]
+    assert lines[: len(names)] == [(name, "step / naive step") for name in names]
+    treated = ["synaptic-stripping", "redo"]
+    assert lines[len(names) :] == [(name, "treatment / naive step") for name in treated]
+
+
+def test_a_treatment_is_no_part_of_the_steps(monkeypatch):
+    """By a clock that a treatment moves by 1,000 seconds, and a step by one."""
+    now = [0.0]
+
+    def trained(strategy, *args, **kwargs):
+        now[0] += 1
+
+    for place in "benchmarks.cost.cases.clock", "benchmarks.cost.treating.clock":
+        monkeypatch.setattr(place, lambda device: now[0])
+    monkeypatch.setattr(cases.StepTimer, "after_training_iteration", trained)
+    for name in "redo", "synaptic-stripping", "synaptic-stripping-whitaker2023":
+        method = treating.Method(name, SMALL, CPU)
+        plugin = method._treating[0]
+        treat = plugin.treat
+        monkeypatch.setattr(plugin, "treat", lambda *args, t=treat: now.__setitem__(0, now[0] + 1000) or t(*args))
+        assert [method() for _ in range(3)] == [1.0] * 3, name
+        assert method.treatments[1:] == [1000.0] * 2 and len(plugin.history) >= 2, name
 
 
 def test_every_method_can_be_measured_on_every_network():
     """A method that a network does not admit is passed over, and nothing else is."""
-    tiny = [cases.Case(case.name, case.model, case.shape, 4, torch.optim.SGD, 1) for case in cases.CASES[1:2]]
+    tiny = [cases.Case(case.name, case.model, case.shape, 4, torch.optim.SGD, 1) for case in treating.CASES[1:2]]
     for case in tiny:
         found = {line.what for line in treating.measure(CPU, 1, [case])}
-        assert found == set(treating.STRATEGIES) - treating.LEFT_OUT
+        assert found == (set(treating.STRATEGIES) - treating.LEFT_OUT) | set(peers.installed())
+
+
+def test_another_package_is_measured_where_it_is_installed(monkeypatch):
+    """Its optimizer wraps the case's, knows the network and takes every step."""
+    made = []
+
+    class Wrapper(torch.optim.SGD):
+        def __init__(self, optimizer, model, **settings):
+            super().__init__(model.parameters(), lr=0.1)
+            self.inner, self.settings, self.steps = optimizer, settings, 0
+            made.append(self)
+
+        def step(self, closure=None):
+            self.steps += 1
+            return self.inner.step(closure)
+
+    monkeypatch.setattr(peers, "MODULE", "no_such_package")
+    assert peers.installed() == {}
+    module = ModuleType("no_such_package")
+    module.__spec__, module.CCBP = ModuleSpec("no_such_package", None), Wrapper
+    monkeypatch.setitem(sys.modules, "no_such_package", module)
+    for make in peers.installed().values():
+        trainer = make(SMALL, CPU)
+        before = [parameter.detach().clone() for parameter in trainer.strategy.model.parameters()]
+        assert trainer() > 0
+        after = trainer.strategy.model.parameters()
+        assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert [optimizer.steps for optimizer in made] == [SMALL.steps + cases.StepTimer.SKIPPED] * 2
+    rate = treating.parse("continual-backprop")[0].plugins(treating.Context(None, 0, 1, 8, 1))[0].rule.replacement_rate
+    assert [optimizer.settings.get("replacement_rate") for optimizer in made] == [None, rate]
+
+
+def test_one_thread_is_timed_by_its_own_work(monkeypatch):
+    monkeypatch.setattr("time.process_time", lambda: 1.0)
+    monkeypatch.setattr("time.perf_counter", lambda: 2.0)
+    for threads, expected in ((1, 1.0), (2, 2.0)):
+        torch.set_num_threads(threads)
+        assert clock(CPU) == expected
 
 
 def test_the_step_timer_counts_the_steps_after_the_first_few(monkeypatch):

@@ -14,7 +14,8 @@ def measure(sections: Sequence[str], device: str, rounds: int, threads: int = 1)
     Args:
         sections: Of `SECTIONS`.
         device: Where networks are trained.
-        rounds: Interleaved rounds; for whole runs ("processes") a tenth of them.
+        rounds: Interleaved rounds; for the many methods ("treating") a third of them, for whole runs ("processes") a
+            tenth.
         threads: CPU threads.
 
     Raises:
@@ -32,7 +33,7 @@ def measure(sections: Sequence[str], device: str, rounds: int, threads: int = 1)
     if "watching" in sections:
         yield from watching.measure(where, rounds)
     if "treating" in sections:
-        yield from treating.measure(where, rounds)
+        yield from treating.measure(where, max(1, rounds // 3))
     if "loading" in sections:
         yield from loading.measure(where, rounds)
     if "processes" in sections:

@@ -83,7 +83,7 @@ class Trainer:
     Args:
         case: What to train.
         device: Where.
-        plugins: Of the strategy, before the timer.
+        plugins: Of the strategy.
         metrics: Of its evaluator.
         change: What else happens to the network first, such as `torch.compile`.
     """
@@ -109,7 +109,8 @@ class Trainer:
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=case.batch_size,
             device=device,
-            plugins=[*(plugins or []), TensorLoaderPlugin(), self.timer],
+            # The timer stands first, so that what plugins do when an epoch is over is no part of its steps.
+            plugins=[self.timer, *(plugins or []), TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(*(metrics or []), loggers=[Silent()]),
         )
 
