@@ -102,6 +102,8 @@ def _with_options(name: str, options: Any) -> str:
         raise UserError(f"strategy {name}: options are written {{name: value}}, not {options!r}")
     parts = [name]
     for option, value in options.items():
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            value = "|".join(value)  # several names of layers, say
         text = json.dumps(value) if not isinstance(value, str) else value
         if set(text) & set(":,+"):
             raise UserError(f"strategy {name}: option {option} cannot be {value!r}")

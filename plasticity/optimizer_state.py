@@ -71,6 +71,19 @@ def clean_state(
                 _fill(entry, where, (factor * mean.nan_to_num(0.0)).to(entry.dtype))
 
 
+def forget_state(optimizer: Optimizer, spared: frozenset[Tensor] = frozenset()) -> None:
+    """Make an optimizer as new.
+
+    Args:
+        optimizer: The optimizer.
+        spared: Parameters whose state stays.
+    """
+    if not spared:
+        optimizer.state.clear()
+    for parameter in [each for each in optimizer.state if each not in spared]:
+        del optimizer.state[parameter]
+
+
 def _fill(entry: Tensor, where: Tensor | Slices, value: Tensor | float) -> None:
     if isinstance(where, Slices):
         where.fill(entry, value)

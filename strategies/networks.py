@@ -50,9 +50,11 @@ def normalized(network: nn.Module, example: tuple[Any, ...], *, layer_norm: bool
     return with_layer_norm(network, example) if layer_norm else network
 
 
-def project(context: Context, *, normaliser_decay: float = 0.0) -> "list[SupervisedPlugin[Any]]":
+def project(
+    context: Context, *, normaliser_decay: float = 0.0, exclude: str | None = None
+) -> "list[SupervisedPlugin[Any]]":
     """Weights keep their initial norms (arXiv 2407.01800)."""
-    return plugin("NormalizeAndProjectPlugin")(context, normaliser_decay=normaliser_decay)
+    return plugin("NormalizeAndProjectPlugin")(context, normaliser_decay=normaliser_decay, exclude=exclude)
 
 
 def leaky_relu(network: nn.Module, example: tuple[Any, ...], *, slope: float = 0.01) -> nn.Module:
@@ -69,14 +71,18 @@ def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     return with_crelu(network, example)
 
 
-def plasticity_injection(context: Context, *, share: float = 0.5) -> "list[SupervisedPlugin[Any]]":
+def plasticity_injection(
+    context: Context, *, share: float = 0.5, exclude: str | None = None
+) -> "list[SupervisedPlugin[Any]]":
     """A new head in the course of the stream, with the old one frozen (arXiv 2305.15555).
 
     Args:
         context: The run.
         share: Where in the stream, from 0 to 1.
+        exclude: Layers that the head must not have.
     """
-    return plugin("PlasticityInjectionPlugin")(context, experience=max(1, int(share * context.experiences)))
+    experience = max(1, int(share * context.experiences))
+    return plugin("PlasticityInjectionPlugin")(context, experience=experience, exclude=exclude)
 
 
 register(

@@ -36,7 +36,7 @@ from plasticity.methods.parameters import Entry, in_range, total_norm
 from plasticity.methods.recycling import check_moments, check_shares, private_groups, renew
 from plasticity.methods.shrink_perturb import ShrinkPerturbRule, shrink_and_perturb
 from plasticity.methods.treatment import Treatment
-from plasticity.optimizer_state import Moments
+from plasticity.optimizer_state import Moments, forget_state
 from plasticity.probe import Probe, output_shift
 
 STRONGEST = 3
@@ -136,6 +136,7 @@ def treat_as_needed(
     generator: torch.Generator | None = None,
     initial: Mapping[str, Tensor] | None = None,
     entries: Sequence[Entry] = (),
+    spared: frozenset[Tensor] = frozenset(),
 ) -> Treatment:
     """Look at the units of a network, and treat it.
 
@@ -150,6 +151,7 @@ def treat_as_needed(
         initial: The network's first parameters and buffers, see `plasticity.surgery.reinitialise`; the third treatment
             needs those of all `entries`.
         entries: The parameters that the third treatment changes; none: only the first two may be given.
+        spared: Parameters whose state in the optimizer stays.
 
     Returns:
         The report. Its counts are "dead" and "dormant" units, in groups that may be treated, the "growth" of the
@@ -172,7 +174,7 @@ def treat_as_needed(
         how = ShrinkPerturbRule("interpolate", strength=rule.strength)
         shrink_and_perturb(model, entries, initial or {}, how, generator or torch.Generator())
         if optimizer is not None:
-            optimizer.state.clear()
+            forget_state(optimizer, spared)
     else:
         marked = dormant if strongest > 1 else dead
         column, least = (1, 0.0) if strongest > 1 else (0, rule.dead)

@@ -73,18 +73,21 @@ def descent_direction(model: nn.Module, losses: Iterable[Tensor], smoothing: flo
     return direction
 
 
-def shrink_by_direction(model: nn.Module, direction: Mapping[str, Tensor], threshold: float) -> Sequence[Entry]:
+def shrink_by_direction(
+    model: nn.Module, direction: Mapping[str, Tensor], threshold: float, spared: frozenset[Tensor] = frozenset()
+) -> Sequence[Entry]:
     """Multiply each weight vector by its cosine with a direction, clamped to [threshold, 1], in place.
 
     Args:
         model: The network.
         direction: As `descent_direction` returns it.
         threshold: Smallest factor.
+        spared: Parameters that are left alone.
 
     Returns:
         The parameters changed.
     """
-    entries = [entry for entry in trainable(model, LAYER_KINDS) if entry.name in direction]
+    entries = [entry for entry in trainable(model, LAYER_KINDS, spared) if entry.name in direction]
     with torch.no_grad():
         for entry in entries:
             weight, wanted = _vectors(entry, entry.parameter), _vectors(entry, direction[entry.name])

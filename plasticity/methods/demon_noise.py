@@ -53,9 +53,16 @@ class AsymmetricNoise:
         gate: What keeps noise away from an entry: "units": its gradient is exactly 0, or it belongs to the incoming
             weights, bias or normaliser of silent units, whose gradient penalties keep from being 0; "gradients": its
             gradient is exactly 0; "none": nothing.
+        spared: Parameters that get no noise.
     """
 
-    def __init__(self, model: nn.Module, units: Iterable[UnitGroup], gate: Gate = "units") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Iterable[UnitGroup],
+        gate: Gate = "units",
+        spared: frozenset[Tensor] = frozenset(),
+    ) -> None:
         self.gate = gate
         writers: dict[str, _Writer] = {}
         for group in units if gate == "units" else ():
@@ -71,6 +78,8 @@ class AsymmetricNoise:
         self._writers = writers
         self._parameters: list[tuple[nn.Parameter, str | None]] = []
         for name, parameter in unwrap(model).named_parameters():
+            if parameter in spared:
+                continue
             owner, _, key = name.rpartition(".")
             written = owner in writers and key in ("weight", "bias") and len(parameter) == writers[owner].length
             self._parameters.append((parameter, owner if written else None))

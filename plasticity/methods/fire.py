@@ -81,17 +81,20 @@ def orthogonalise(matrices: Tensor, iterations: int = 10) -> Tensor:
     return found
 
 
-def fire(model: nn.Module, rule: FIRERule = PRESETS["default"]) -> Sequence[Entry]:
+def fire(
+    model: nn.Module, rule: FIRERule = PRESETS["default"], spared: frozenset[Tensor] = frozenset()
+) -> Sequence[Entry]:
     """Make the weights of a network orthogonal, in place.
 
     Args:
         model: The network.
         rule: How, and which.
+        spared: Parameters that are left alone.
 
     Returns:
         The parameters changed.
     """
-    weights = [entry for entry in trainable(model, WEIGHT_KINDS) if entry.parameter.dim() >= 2]
+    weights = [entry for entry in trainable(model, WEIGHT_KINDS, spared) if entry.parameter.dim() >= 2]
     attention = [(entry, parts) for entry in weights if (parts := _query_and_key_rows(entry))]
     chosen: list[tuple[Entry, list[slice]]] = [(entry, [slice(None)]) for entry in weights]
     if rule.layers == "attention" or (rule.layers == "auto" and attention):

@@ -10,7 +10,7 @@ arXiv 2406.02596. Its momentum and period were not at hand: the defaults here ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +49,14 @@ PRESETS: dict[str, HareTortoiseRule] = {"default": HareTortoiseRule()}
 
 
 class Tortoise:
-    """The moving average of a network's parameters and floating-point buffers, by qualified name."""
+    """The moving average of a network's parameters and floating-point buffers, by qualified name.
 
-    def __init__(self) -> None:
+    Args:
+        spared: Gives, for a network, the parameters and buffers of it that are left alone; None: none are.
+    """
+
+    def __init__(self, spared: Callable[[nn.Module], frozenset[Tensor]] | None = None) -> None:
+        self._spared = spared
         self.values: dict[str, Tensor] = {}
         self._live: list[Tensor] = []
         self._slow: list[Tensor] = []
@@ -68,7 +73,7 @@ class Tortoise:
             model: The network.
             anew: Forget the average so far.
         """
-        live = _averaged(model)
+        live = self.averaged(model)
         known = {} if anew else self.values
         self.values = {name: grown(known.get(name), tensor) for name, tensor in live.items()}
         self._live, self._slow = list(live.values()), list(self.values.values())
@@ -87,7 +92,7 @@ class Tortoise:
 
     def exchange(self, model: nn.Module) -> None:
         """Exchange the average and the network's own values; a second time puts both back."""
-        live = _averaged(model)
+        live = self.averaged(model)
         with torch.no_grad():
             for name, tensor in live.items():
                 mine = grown(self.values.get(name), tensor)
@@ -103,7 +108,7 @@ class Tortoise:
 
     def renew(self, model: nn.Module, names: Collection[str]) -> None:
         """Begin the average of some parameters at their present values: they were drawn anew."""
-        live = _averaged(model)
+        live = self.averaged(model)
         with torch.no_grad():
             for name in names:
                 if name in self.values:
@@ -113,6 +118,14 @@ class Tortoise:
         """Let go of the network; `follow` takes hold of it again."""
         self._live, self._slow = [], []
 
+    def averaged(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return what of a network is averaged: its own tensors, by name."""
+        network = unwrap(model)
+        spared: frozenset[Tensor] = frozenset() if self._spared is None else self._spared(model)
+        found = {name: each.detach() for name, each in network.named_parameters() if each not in spared}
+        buffers = {name: buffer for name, buffer in network.named_buffers() if buffer not in spared}
+        return found | {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the average by name."""
         return {name: value.clone() for name, value in self.values.items()}
@@ -121,10 +134,3 @@ class Tortoise:
         """Take over what `state_dict` returned."""
         self.values = {name: value.clone() for name, value in state.items()}
         self.release()
-
-
-def _averaged(model: nn.Module) -> dict[str, Tensor]:
-    network = unwrap(model)
-    found = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    found.update({name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()})
-    return found

@@ -53,7 +53,9 @@ class Entry(NamedTuple):
     parameter: nn.Parameter
 
 
-def trainable(model: nn.Module, kinds: Collection[Kind] = ALL_KINDS) -> list[Entry]:
+def trainable(
+    model: nn.Module, kinds: Collection[Kind] = ALL_KINDS, spared: frozenset[Tensor] = frozenset()
+) -> list[Entry]:
     """Return the parameters of some kinds that learn, each once, in the order of the modules.
 
     Frozen parameters (`requires_grad` is False) and lazy ones without a shape are left out.
@@ -61,6 +63,7 @@ def trainable(model: nn.Module, kinds: Collection[Kind] = ALL_KINDS) -> list[Ent
     Args:
         model: The network.
         kinds: Which kinds.
+        spared: Parameters that are left out, too.
     """
     found: dict[int, Entry] = {}
     for prefix, module in unwrap(model).named_modules():
@@ -68,7 +71,7 @@ def trainable(model: nn.Module, kinds: Collection[Kind] = ALL_KINDS) -> list[Ent
             if parameter.requires_grad and not is_lazy(parameter) and id(parameter) not in found:
                 name = f"{prefix}.{key}" if prefix else key
                 found[id(parameter)] = Entry(name, _kind(module, key), module, key, parameter)
-    return [entry for entry in found.values() if entry.kind in kinds]
+    return [entry for entry in found.values() if entry.kind in kinds and entry.parameter not in spared]
 
 
 def _kind(module: nn.Module, key: str) -> Kind:
@@ -130,13 +133,18 @@ class InitialValues(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def update(self, model: nn.Module) -> list[Entry]:
-        """Take in what is new in a model; returns its parameters, each of which has initial values now."""
+    def update(self, model: nn.Module, spared: frozenset[Tensor] = frozenset()) -> list[Entry]:
+        """Take in what is new in a model; returns its parameters, each of which has initial values now.
+
+        Args:
+            model: The network.
+            spared: Parameters that are left out.
+        """
         network = unwrap(model)
         if self._model is not None and self._model() is not network:
             self._values = {}
         self._model = weakref.ref(network)
-        entries = trainable(network, self.kinds)
+        entries = trainable(network, self.kinds, spared)
         self._values = {entry.name: grown(self._values.get(entry.name), entry.parameter) for entry in entries}
         return entries
 

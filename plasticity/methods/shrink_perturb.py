@@ -87,6 +87,7 @@ def shrink_and_perturb(
     initial: Mapping[str, Tensor],
     rule: ShrinkPerturbRule,
     generator: torch.Generator,
+    spared: frozenset[Tensor] = frozenset(),
 ) -> Sequence[Entry]:
     """Shrink and perturb a network once, by the variant "experience" or "interpolate".
 
@@ -96,6 +97,7 @@ def shrink_and_perturb(
         initial: Initial values of each, by qualified name, to draw from or to return to.
         rule: How; with "experience", running statistics of normalisers begin anew.
         generator: Where fresh draws come from.
+        spared: Running statistics that are left alone.
 
     Returns:
         The parameters changed.
@@ -112,7 +114,7 @@ def shrink_and_perturb(
             torch._foreach_mul_(values, rule.shrink)
             if rule.perturb > 0:
                 torch._foreach_add_(values, [draw_like(value, generator) for value in begin], alpha=rule.perturb)
-            reset_running_statistics(model)
+            reset_running_statistics(model, spared)
     return entries
 
 

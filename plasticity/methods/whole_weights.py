@@ -13,6 +13,7 @@ from plasticity.errors import UserError
 from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry, total_norm, trainable
 from plasticity.methods.treatment import Treatment
+from plasticity.optimizer_state import forget_state
 from plasticity.probe import Probe, output_shift
 
 OptimizerState = Literal["clear", "keep"]
@@ -28,6 +29,7 @@ def change_weights(
     optimizer: Optimizer | None = None,
     optimizer_state: OptimizerState = "clear",
     masks: Sequence[Removed] = (),
+    spared: frozenset[Tensor] = frozenset(),
 ) -> Treatment:
     """Change weights in place and report what that did.
 
@@ -39,6 +41,7 @@ def change_weights(
         optimizer: The network's optimizer.
         optimizer_state: What becomes of its state.
         masks: What is removed for good and stays removed.
+        spared: Parameters whose state in the optimizer is left as it is.
 
     Returns:
         The report. Its counts are changed "parameters" (tensors), their "entries", and the "relative_change", the
@@ -56,7 +59,7 @@ def change_weights(
     for kept in masks:
         kept.apply(model)
     if optimizer is not None and optimizer_state == "clear":
-        optimizer.state.clear()
+        forget_state(optimizer, spared)
     length = float(total_norm(old))
     moved = float(total_norm(list(torch._foreach_sub(present, old)))) if present else 0.0
     return Treatment(
@@ -81,10 +84,10 @@ def check_optimizer_state(value: str) -> None:
         raise UserError(f"unknown optimizer_state {value!r}; there are: {', '.join(get_args(OptimizerState))}")
 
 
-def reset_running_statistics(model: nn.Module) -> None:
-    """Let every normaliser forget the statistics of the data it has seen."""
+def reset_running_statistics(model: nn.Module, spared: frozenset[Tensor] = frozenset()) -> None:
+    """Let every normaliser forget the statistics of the data it has seen, but for those whose buffers are spared."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean not in spared:
             module.reset_running_stats()
 
 

@@ -10,6 +10,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.adaptive import STRONGEST, AdaptiveRule, LearningRecord, treat_as_needed
 from plasticity.methods.parameters import Entry, InitialValues
@@ -34,6 +35,7 @@ class AdaptivePlugin(RecyclingPlugin):
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: `dead`, `fall`, `growth`, `tau`, `strength`, `moments`; see `plasticity.methods.adaptive.AdaptiveRule`.
 
     Attributes:
@@ -54,10 +56,11 @@ class AdaptivePlugin(RecyclingPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
         self.rule = change_rule(self, AdaptiveRule(), rule)
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         self.record = LearningRecord(self.rule.fall)
         self._strongest = 1
         self._between = False
@@ -72,7 +75,7 @@ class AdaptivePlugin(RecyclingPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Judge how the experience before was learned, and treat."""
-        self._entries = self._values.update(strategy.model)
+        self._entries = self._values.update(strategy.model, self.excluded.tensors(strategy.model))
         boundary = _at_task_boundary(strategy.experience)
         self._between = bool(boundary and self._recent.samples)
         if self._between:
@@ -126,6 +129,7 @@ class AdaptivePlugin(RecyclingPlugin):
             generator,
             self._initial | dict(self._values),
             self._entries if self._between else (),
+            self.excluded.tensors(model),
         )
         if self._between and self._accuracy is not None:
             report.counts["accuracy"] = self._accuracy

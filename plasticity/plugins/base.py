@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.removed import removed_units, still_removed
@@ -54,8 +55,10 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
             than the experience has, so that its epochs count once.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
 
     Attributes:
+        excluded: The layers that are left alone.
         history: The reports of all interventions so far, as plain dictionaries with their "experience".
 
     Raises:
@@ -71,6 +74,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         if every not in ("experience", "epoch") and not _is_count(every):
@@ -80,12 +84,14 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         self.every = every
         self.probe_samples = probe_samples
         self.groups = None if groups is None else UnitGroups(groups)
+        self.excluded = Exclusion(exclude)
         self.history: list[dict[str, Any]] = []
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
         self._recent = RecentInputs(probe_samples)
         self._online = 0
         self._iterations = 0
         self._units: UnitGroups | None = None
+        self._left_alone: dict[str, str] = {}
         self._removed: dict[str, Tensor] = {}  # units that are gone for good, but still in place
 
     # --- for subclasses ----------------------------------------------------------------------------------------
@@ -131,20 +137,30 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     # --- doing it ----------------------------------------------------------------------------------------------
 
     def resolve(self, strategy: Any) -> UnitGroups:
-        """Find the units of the strategy's present model.
+        """Find the units of the strategy's present model that may be treated.
 
         Raises:
             UserError: If it has none.
         """
-        if self.groups is not None:
-            return self.groups
-        units = find_units(strategy.model, self._recent.probe(strategy.device).example())
+        return self.units_of(strategy.model, lambda: self._recent.probe(strategy.device).example())
+
+    def units_of(self, model: nn.Module, example: Callable[[], tuple[Any, ...]]) -> UnitGroups:
+        """Find the units of a model that may be treated; arguments as for `find_units`, the example only if needed.
+
+        Raises:
+            UserError: If it has none.
+        """
+        units = find_units(model, example()) if self.groups is None else self.groups
         if len(units) == 0:
             raise UserError(
-                f"{type(self).__name__}: the model ({type(strategy.model).__name__}) has no hidden units: "
+                f"{type(self).__name__}: the model ({type(model).__name__}) has no hidden units: "
                 "no Linear or Conv layer is followed by an activation"
             )
-        return units
+        self._left_alone = self.excluded.left_alone(model, units)
+        found = self.excluded.treatable(model, units)
+        if len(found) == 0:
+            raise UserError(f"{type(self).__name__}: exclude leaves no hidden units to treat")
+        return found
 
     def activity(self, strategy: Any) -> dict[str, UnitStatistics]:
         """Return what units do now on the training samples on which the plugin judges them, by group name."""

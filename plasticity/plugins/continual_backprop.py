@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.continual_backprop import PRESETS, ContinualBackprop
 from plasticity.methods.watching import MagnitudeActivity
@@ -24,6 +25,7 @@ class ContinualBackpropPlugin(StepwisePlugin):
             instead of summed outgoing weights; "dohare2024-resnet", the values for ResNet-18.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `replacement_rate`, `maturity`, `decay`, `outgoing`, `transfer`,
             `moments`; see `plasticity.methods.continual_backprop.ContinualBackpropRule`.
 
@@ -39,10 +41,16 @@ class ContinualBackpropPlugin(StepwisePlugin):
     method = "continual-backprop"
 
     def __init__(
-        self, preset: str = "default", *, seed: int = 0, groups: Iterable[UnitGroup] | None = None, **rule: Any
+        self,
+        preset: str = "default",
+        *,
+        seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
+        **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
-        super().__init__(seed=seed, groups=groups)
+        super().__init__(seed=seed, groups=groups, exclude=exclude)
         self._method = ContinualBackprop(self.rule)
 
     def make_activity(self, model: nn.Module, units: UnitGroups) -> MagnitudeActivity:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.methods.dash import DASHRule, descent_direction, shrink_by_direction
 from plasticity.methods.parameters import Entry
 from plasticity.plugins.arguments import change_rule
@@ -31,6 +32,7 @@ class DASHPlugin(WholeWeightPlugin):
         batch_size: Samples in a mini-batch of that pass; None: the strategy's.
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator, for dropout in that pass.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: `threshold`, `smoothing`, `optimizer_state`; see `plasticity.methods.dash.DASHRule`.
 
     Attributes:
@@ -44,11 +46,21 @@ class DASHPlugin(WholeWeightPlugin):
 
     method = "dash"
 
-    def __init__(self, *, batch_size: int | None = None, probe_samples: int = 2048, seed: int = 0, **rule: Any) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int | None = None,
+        probe_samples: int = 2048,
+        seed: int = 0,
+        exclude: Exclude = None,
+        **rule: Any,
+    ) -> None:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         self.rule = change_rule(self, DASHRule(), rule)
-        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed)
+        super().__init__(
+            optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed, exclude=exclude
+        )
         self.batch_size = batch_size
         self._strategy: Any = None  # while it treats
         self._cost = (0, 0)
@@ -72,7 +84,7 @@ class DASHPlugin(WholeWeightPlugin):
         """Shrink once."""
         with torch.enable_grad(), _untouched(model, self._strategy.device, generator):
             direction = descent_direction(model, self._losses(model), self.rule.smoothing)
-        return shrink_by_direction(model, direction, self.rule.threshold)
+        return shrink_by_direction(model, direction, self.rule.threshold, self.excluded.tensors(model))
 
     def _losses(self, model: nn.Module) -> Iterator[Tensor]:
         strategy = self._strategy

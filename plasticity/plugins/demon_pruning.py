@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from plasticity.activity import Activity
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import Masks
 from plasticity.measures import dead_units
@@ -63,6 +64,7 @@ class DemonPruningPlugin(TreatmentPlugin):
             numbers as far as there are. Twice as many are kept.
         seed: Seed of the noise.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `regularisation`, `noise_std`, `span`, `regularise`, `gate`; see
             `plasticity.methods.demon_pruning.DemonRule`.
 
@@ -90,9 +92,10 @@ class DemonPruningPlugin(TreatmentPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         if mode not in get_args(Mode):
             raise UserError(f"unknown mode {mode!r}; there are: {', '.join(get_args(Mode))}")
         if mode == "shrink" and groups is not None:
@@ -190,7 +193,8 @@ class DemonPruningPlugin(TreatmentPlugin):
         std = self.strength(self.rule.noise_std)
         if std > 0:
             if self._noise is None:
-                self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate)
+                spared = self.excluded.tensors(strategy.model)
+                self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate, spared)
             self._noise.add(self._live(), std, self._draw_from(strategy.model))
             for removed in removed_by(strategy):  # by others: the noise may have hit it
                 if removed is not self.pruned:
@@ -246,11 +250,12 @@ class DemonPruningPlugin(TreatmentPlugin):
         if self._units is None:
             activity = self._observer.activity  # has looked at this very model if it is watched in this step
             if self.groups is not None:
-                self._units = self.groups
+                units = self.groups
             elif activity is not None and self.rule.gate == "units" and self.strength(self.rule.noise_std) > 0:
-                self._units = activity.units
+                units = activity.units
             else:
-                self._units = find_units(strategy.model, Probe([model_inputs(strategy)]).example())
+                units = find_units(strategy.model, Probe([model_inputs(strategy)]).example())
+            self._units = self.excluded.treatable(strategy.model, units)
         return self._units
 
     def _live(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plasticity.exclusion import Exclude
 from plasticity.methods.fire import FIRERule, fire
 from plasticity.methods.parameters import Entry
 from plasticity.plugins.arguments import change_rule
@@ -21,6 +22,7 @@ class FIREPlugin(WholeWeightPlugin):
 
     Args:
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: `iterations`, `strength`, `layers`, `optimizer_state`; see `plasticity.methods.fire.FIRERule`.
 
     Attributes:
@@ -34,9 +36,9 @@ class FIREPlugin(WholeWeightPlugin):
 
     method = "fire"
 
-    def __init__(self, *, probe_samples: int = 2048, **rule: Any) -> None:
+    def __init__(self, *, probe_samples: int = 2048, exclude: Exclude = None, **rule: Any) -> None:
         self.rule = change_rule(self, FIRERule(), rule)
-        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples)
+        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, exclude=exclude)
 
     @property
     def idle(self) -> bool:
@@ -45,4 +47,4 @@ class FIREPlugin(WholeWeightPlugin):
 
     def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
         """Make the weights orthogonal once."""
-        return fire(model, self.rule)
+        return fire(model, self.rule, self.excluded.tensors(model))

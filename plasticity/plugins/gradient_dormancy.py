@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
 from plasticity.methods.recycling import check_count
@@ -33,6 +34,7 @@ class GradientDormancyPlugin(RecyclingPlugin):
         probe_samples: On how many training samples the shift of outputs is measured, at most.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `tau`, `gradient`, `maximum_share`, `moments`; see
             `plasticity.methods.gradient_dormancy.GradientDormancyRule`.
 
@@ -56,17 +58,18 @@ class GradientDormancyPlugin(RecyclingPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         check_count("batches", batches, 1)
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         self.batches = batches
         self._collected: list[tuple[int, dict[str, BatchSums]]] = []
         self._observer = ForwardObserver(self._watching, self.groups)
 
     def _watching(self, model: nn.Module, units: UnitGroups) -> GradientActivity:
-        return GradientActivity(model, units, before=self.rule.gradient == "before")
+        return GradientActivity(model, self.excluded.treatable(model, units), before=self.rule.gradient == "before")
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
 from plasticity.methods.parameters import total_norm
+from plasticity.optimizer_state import forget_state
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
@@ -28,6 +30,8 @@ class HareTortoisePlugin(StepPlugin):
     or without `strategy.eval`. See `plasticity.methods.hare_tortoise`.
 
     Args:
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+            They are not averaged: the tortoise has them as the hare.
         **rule: `momentum`, `reset_every`, `optimizer_state`; see `plasticity.methods.hare_tortoise.HareTortoiseRule`.
 
     Attributes:
@@ -44,10 +48,10 @@ class HareTortoisePlugin(StepPlugin):
 
     method = "hare-tortoise"
 
-    def __init__(self, **rule: Any) -> None:
-        super().__init__()
+    def __init__(self, *, exclude: Exclude = None, **rule: Any) -> None:
+        super().__init__(exclude=exclude)
         self.rule = change_rule(self, HareTortoiseRule(), rule)
-        self.tortoise = Tortoise()
+        self.tortoise = Tortoise(self.excluded.tensors)
         self.model_is_tortoise = False
         self._iterations = 0
         self._resets = 0
@@ -80,7 +84,7 @@ class HareTortoisePlugin(StepPlugin):
             keep_removed(strategy)
             self._resets += 1
             if self.rule.optimizer_state == "clear":
-                strategy.optimizer.state.clear()
+                forget_state(strategy.optimizer, self.excluded.tensors(strategy.model))
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Put the tortoise in place."""
@@ -121,8 +125,9 @@ class HareTortoisePlugin(StepPlugin):
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return how far apart the two are."""
-        hare = [parameter.detach() for parameter in unwrap(model).parameters()]
-        slow = [self.tortoise.values[name] for name, _ in unwrap(model).named_parameters()]
+        averaged = self.tortoise.averaged(model)
+        names = [name for name, _ in unwrap(model).named_parameters() if name in averaged]
+        hare, slow = [averaged[name] for name in names], [self.tortoise.values[name] for name in names]
         if not hare:
             return {"resets": self._resets, "relative_distance": 0.0}
         length, distance = float(total_norm(hare)), float(total_norm(list(torch._foreach_sub(hare, slow))))

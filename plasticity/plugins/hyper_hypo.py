@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.freezing import PartialTraining
-from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.hyper_hypo import choose_entries, prune_units
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, Mode, Saliency, Select, Selection, Units
@@ -57,6 +58,8 @@ class HyperHypoPlugin(TreatmentPlugin):
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `units="random"` alone.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+            They learn as always while other units learn alone.
 
     Attributes:
         rule: The arguments that say how units are chosen; see `plasticity.methods.hyper_hypo.HyperHypoRule`.
@@ -93,8 +96,9 @@ class HyperHypoPlugin(TreatmentPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
     ) -> None:
-        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         self.rule = HyperHypoRule(mode, saliency, select, percent, low, high, units, maximum_pruned)
         if not 0 <= adapt_share <= 1:
             raise UserError(f"adapt_share must lie in [0, 1], not {adapt_share}")
@@ -129,6 +133,11 @@ class HyperHypoPlugin(TreatmentPlugin):
             report, self.selections, self._entries = choose_entries(
                 model, units, probe, self.rule, generator, self._removed
             )
+            if self._entries:
+                spared = self.excluded.tensors(model)
+                parameters = unwrap(model).named_parameters()
+                whole = {name: torch.ones_like(each, dtype=torch.bool) for name, each in parameters if each in spared}
+                self._entries.update((name, mask.cpu()) for name, mask in whole.items())
         return report
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.methods.l2 import PRESETS, add_l2_gradient, l2_penalty
 from plasticity.methods.parameters import UNNORMALISED_KINDS, Entry, trainable
 from plasticity.plugins.penalty import PenaltyPlugin
@@ -18,6 +19,7 @@ class L2Plugin(PenaltyPlugin):
     Args:
         strength: Of the penalty; 0 leaves everything untouched; None: the preset's.
         preset: "default", or "kumar2023" with the authors' half.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
 
     Attributes:
         history: For every experience the number of steps, and the penalty at its end.
@@ -30,12 +32,12 @@ class L2Plugin(PenaltyPlugin):
 
     method = "l2"
 
-    def __init__(self, strength: float | None = None, *, preset: str = "default") -> None:
-        super().__init__(preset_strength(PRESETS, preset) if strength is None else strength)
+    def __init__(self, strength: float | None = None, *, preset: str = "default", exclude: Exclude = None) -> None:
+        super().__init__(preset_strength(PRESETS, preset) if strength is None else strength, exclude=exclude)
 
     def entries(self, model: nn.Module) -> list[Entry]:
         """Return all parameters but those of normalisers."""
-        return trainable(model, UNNORMALISED_KINDS)
+        return trainable(model, UNNORMALISED_KINDS, self.excluded.tensors(model))
 
     def add_gradient(self, entries: list[Entry], scale: Tensor) -> None:
         """Pull parameters to 0."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from plasticity.exclusion import Exclude
 from plasticity.methods.l2_init import PRESETS, add_regenerative_gradient, regenerative_penalty
 from plasticity.methods.parameters import UNNORMALISED_KINDS, Entry, InitialValues
 from plasticity.plugins.l2 import preset_strength
@@ -23,6 +24,7 @@ class L2InitPlugin(PenaltyPlugin):
     Args:
         strength: Of the penalty; 0 leaves everything untouched; None: the preset's.
         preset: "default", or "kumar2023" with the authors' half.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
 
     Attributes:
         initial: The initial values by qualified name of the parameter.
@@ -36,13 +38,13 @@ class L2InitPlugin(PenaltyPlugin):
 
     method = "l2-init"
 
-    def __init__(self, strength: float | None = None, *, preset: str = "default") -> None:
-        super().__init__(preset_strength(PRESETS, preset) if strength is None else strength)
+    def __init__(self, strength: float | None = None, *, preset: str = "default", exclude: Exclude = None) -> None:
+        super().__init__(preset_strength(PRESETS, preset) if strength is None else strength, exclude=exclude)
         self.initial = InitialValues(UNNORMALISED_KINDS)
 
     def entries(self, model: nn.Module) -> list[Entry]:
         """Return all parameters but those of normalisers, once their initial values are kept."""
-        return self.initial.update(model)
+        return self.initial.update(model, self.excluded.tensors(model))
 
     def add_gradient(self, entries: list[Entry], scale: Tensor) -> None:
         """Pull parameters to their initial values."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
 from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, trainable
@@ -26,6 +27,7 @@ class NormalizeAndProjectPlugin(StepPlugin):
     Args:
         normaliser_decay: By which share of the distance scales and shifts of normalisers are drawn to their initial
             values at every step, in [0, 1].
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
 
     Attributes:
         history: For every experience the number of steps.
@@ -38,8 +40,8 @@ class NormalizeAndProjectPlugin(StepPlugin):
 
     method = "normalize-and-project"
 
-    def __init__(self, *, normaliser_decay: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, *, normaliser_decay: float = 0.0, exclude: Exclude = None) -> None:
+        super().__init__(exclude=exclude)
         self.normaliser_decay = in_range("normaliser_decay", normaliser_decay, 0, 1)
         self.initial = InitialValues(NORM_KINDS)
         self._norms: dict[str, tuple[Tensor, torch.Size]] = {}
@@ -70,14 +72,15 @@ class NormalizeAndProjectPlugin(StepPlugin):
 
     def _take(self, network: nn.Module) -> None:
         """Look up what to project, and take in the norms of what is new."""
-        weights = {entry.name: entry.parameter for entry in trainable(network, WEIGHT_KINDS)}
+        spared = self.excluded.tensors(network)
+        weights = {entry.name: entry.parameter for entry in trainable(network, WEIGHT_KINDS, spared)}
         self._norms = {
             name: (grown_norm(self._norms.get(name), weight), weight.shape) for name, weight in weights.items()
         }
         self._weights = list(weights.values())
         self._targets = [self._norms[name][0] for name in weights]
         if self.normaliser_decay > 0:
-            entries = self.initial.update(network)
+            entries = self.initial.update(network, spared)
             self._normalisers = [entry.parameter for entry in entries]
             self._drawn_to = [self.initial[entry.name] for entry in entries]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.methods.parameters import Entry, in_range
 from plasticity.plugins.steps import StepPlugin
 
@@ -25,6 +26,7 @@ class PenaltyPlugin(StepPlugin):
 
     Args:
         strength: Of the penalty; 0 leaves everything untouched.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
 
     Raises:
         UserError: If the strength is negative; while training, if another plugin has put another loss in place.
@@ -32,8 +34,8 @@ class PenaltyPlugin(StepPlugin):
 
     method = "penalty"
 
-    def __init__(self, strength: float) -> None:
-        super().__init__()
+    def __init__(self, strength: float, *, exclude: Exclude = None) -> None:
+        super().__init__(exclude=exclude)
         self.strength = in_range("strength", strength)
         self._entries: list[Entry] = []
         self._one: Tensor | None = None

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from plasticity.architecture.head import find_head
 from plasticity.architecture.injection import inject_plasticity
 from plasticity.architecture.rewriting import parameter_count
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.masks import Removed
 from plasticity.methods.treatment import Treatment
@@ -19,6 +21,7 @@ from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.following import tell
 from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe, output_shift
+from plasticity.units import find_units
 
 
 class PlasticityInjectionPlugin(TreatmentPlugin):
@@ -34,20 +37,25 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         experience: Number of the experience before which to act, at least 1; the middle of the stream is a good one.
         head: Qualified names of the modules that make up the head, in order; None: those from the last hidden layer on.
         seed: Seed of the plugin's own random generator.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+            A head with such a layer in it is refused.
 
     Attributes:
         history: One entry, with the numbers of parameters that are trained and frozen.
 
     Raises:
-        UserError: If the experience is not a whole number of at least 1; in training, if the head cannot be told.
+        UserError: If the experience is not a whole number of at least 1; in training, if the head cannot be told, or
+            has an excluded layer.
 
     Source: Nikishin et al. 2023, arXiv 2305.15555.
     """
 
     method = "plasticity-injection"
 
-    def __init__(self, experience: int = 1, *, head: Sequence[str] | None = None, seed: int = 0) -> None:
-        super().__init__(every="experience", probe_samples=512, seed=seed)
+    def __init__(
+        self, experience: int = 1, *, head: Sequence[str] | None = None, seed: int = 0, exclude: Exclude = None
+    ) -> None:
+        super().__init__(every="experience", probe_samples=512, seed=seed, exclude=exclude)
         if not isinstance(experience, int) or isinstance(experience, bool) or experience < 1:
             raise UserError(f"experience must be a whole number of at least 1, not {experience!r}")
         self.experience = experience
@@ -71,10 +79,22 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         """Let plugins that know the head by its values follow."""
         tell(self, strategy, "follow_renewal", self._renewed)
 
+    def _refuse_excluded(self, model: nn.Module, probe: Probe) -> None:
+        network, layers = unwrap(model), self.excluded.layers(model)
+        units = find_units(network, probe.example()) if layers else UnitGroups(())
+        for name in find_head(network, probe.example(), units, self.head) if layers else ():
+            inside = {f"{name}.{key}" if key else name for key, _ in network.get_submodule(name).named_modules()}
+            if inside & layers:
+                raise UserError(
+                    f"plasticity injection would replace '{name}', of which '{min(inside & layers)}' is excluded: "
+                    "name another head"
+                )
+
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Inject plasticity."""
+        self._refuse_excluded(model, probe)
         before = probe.outputs(model)
         names = inject_plasticity(model, probe.example(), optimizer, generator, head=self.head, removed=self._kept)
         self._renewed = [

@@ -57,7 +57,7 @@ class RecyclingPlugin(TreatmentPlugin):
     def note_skipped(self, units: UnitGroups) -> None:
         """Say in the first report which groups are left alone."""
         if len(self.history) == 1 and "skipped" not in self.history[0]:
-            self.history[0]["skipped"] = skipped_groups(units)
+            self.history[0]["skipped"] = {**skipped_groups(units), **self._left_alone}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, the first weights among it."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.redo import PRESETS, recycle_dormant_units
 from plasticity.methods.treatment import Treatment
@@ -28,6 +29,7 @@ class ReDoPlugin(RecyclingPlugin):
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `tau`, `maximum_share`, `moments`; see
             `plasticity.methods.redo.ReDoRule`.
 
@@ -50,12 +52,13 @@ class ReDoPlugin(RecyclingPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         if every is None:
             every = 200_000 if preset == "dopamine" else 1000
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.self_normalized_resets import PRESETS, SILENT_ACTIVATIONS, SelfNormalizedResets
 from plasticity.methods.watching import MagnitudeActivity
@@ -24,6 +25,7 @@ class SelfNormalizedResetsPlugin(StepwisePlugin):
             Adam's moments zeroed.
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `percentile`, `maximum_age`, `refresh`, `expansion`, `enough`,
             `check_every`, `maximum_share`, `moments`; see
             `plasticity.methods.self_normalized_resets.SelfNormalizedResetsRule`.
@@ -40,10 +42,16 @@ class SelfNormalizedResetsPlugin(StepwisePlugin):
     method = "self-normalized-resets"
 
     def __init__(
-        self, preset: str = "default", *, seed: int = 0, groups: Iterable[UnitGroup] | None = None, **rule: Any
+        self,
+        preset: str = "default",
+        *,
+        seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
+        **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
-        super().__init__(seed=seed, groups=groups)
+        super().__init__(seed=seed, groups=groups, exclude=exclude)
         self._method = SelfNormalizedResets(self.rule)
 
     def make_activity(self, model: nn.Module, units: UnitGroups) -> MagnitudeActivity:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.methods.parameters import ALL_KINDS, LAYER_KINDS, Entry, InitialValues
 from plasticity.methods.shrink_perturb import (
     PRESETS,
@@ -39,6 +40,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         preset: "ash2020", "kumar2023" or "fire2026"; None: the variant's own.
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `shrink`, `perturb`, `decay`, `noise`, `scale`, `strength`,
             `optimizer_state`; see `plasticity.methods.shrink_perturb.ShrinkPerturbRule`.
 
@@ -61,6 +63,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         preset: str | None = None,
         probe_samples: int = 2048,
         seed: int = 0,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
         if preset is None and variant in _PRESET_OF:
@@ -71,7 +74,9 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
             raise UserError(f"unknown preset {preset!r} for variant {variant!r}; there are: {fitting or 'none'}")
         chosen = replace(chosen, variant=variant)  # type: ignore[arg-type]  # checked by the rule
         self.rule = change_rule(self, chosen, rule, hidden=("variant",))
-        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed)
+        super().__init__(
+            optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed, exclude=exclude
+        )
         if variant != "experience":
             self.method = f"shrink-perturb-{variant}"
         self.initial = InitialValues(LAYER_KINDS if variant == "step" else ALL_KINDS)
@@ -90,14 +95,15 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
 
     def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
         """Shrink and perturb once."""
-        return shrink_and_perturb(model, self._entries, self.initial, self.rule, generator)
+        spared = self.excluded.tensors(model)
+        return shrink_and_perturb(model, self._entries, self.initial, self.rule, generator, spared)
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the initial values of what is new, and treat between experiences."""
         if not self.rule.idle:
-            self._entries = self.initial.update(strategy.model)
+            self._entries = self.initial.update(strategy.model, self.excluded.tensors(strategy.model))
         super().before_training_exp(strategy, *args, **kwargs)
         if self.rule.variant == "step" and not self.rule.idle:
             self._scales = noise_scales(self._entries, self.initial, self.rule)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plasticity.exclusion import Exclude
 from plasticity.methods.parameters import ALL_KINDS, Entry, trainable
 from plasticity.methods.spectral_regularization import (
     SpectralRule,
@@ -29,6 +30,7 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
     Args:
         strength: Of the penalty; 0 leaves everything untouched.
         seed: Seed of the plugin's own random generator, for the first guess of singular vectors.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: `power`, `biases`, `normalisers`; see `plasticity.methods.spectral_regularization.SpectralRule`.
 
     Attributes:
@@ -43,16 +45,19 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
 
     method = "spectral-regularization"
 
-    def __init__(self, strength: float = SpectralRule.strength, *, seed: int = 0, **rule: Any) -> None:
+    def __init__(
+        self, strength: float = SpectralRule.strength, *, seed: int = 0, exclude: Exclude = None, **rule: Any
+    ) -> None:
         chosen = change_rule(self, SpectralRule(), rule)
-        super().__init__(strength)
+        super().__init__(strength, exclude=exclude)
         self.rule = replace(chosen, strength=self.strength)
         self.vectors: dict[str, Tensor] = {}
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
 
     def entries(self, model: nn.Module) -> list[Entry]:
         """Return what is penalised, with a singular vector for each weight; those of changed shapes are found anew."""
-        entries = [entry for entry in trainable(model, ALL_KINDS) if self.rule.role(entry) is not None]
+        spared = self.excluded.tensors(model)
+        entries = [entry for entry in trainable(model, ALL_KINDS, spared) if self.rule.role(entry) is not None]
         generator = torch.Generator()
         generator.set_state(self._generator_state)
         vectors = {}

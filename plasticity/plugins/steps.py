@@ -9,19 +9,26 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
+from plasticity.exclusion import Exclude, Exclusion
+
 
 class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """A plugin that acts at every step and reports once an experience.
 
+    Args:
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+
     Attributes:
+        excluded: The layers that are left alone.
         history: For every experience how many steps were taken, and more, with its "experience" and "method".
     """
 
     method = "steps"
 
-    def __init__(self) -> None:
+    def __init__(self, *, exclude: Exclude = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.history: list[dict[str, Any]] = []
+        self.excluded = Exclusion(exclude)
         self._steps = 0
         self._parts = Parts()
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from plasticity.groups import UnitGroup
+from plasticity.exclusion import Exclude
+from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.watching import LatestActivity
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.recycling import RecyclingPlugin
@@ -28,15 +29,20 @@ class StepwisePlugin(RecyclingPlugin):
     Args:
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
     """
 
-    def __init__(self, *, seed: int = 0, groups: Iterable[UnitGroup] | None = None) -> None:
-        super().__init__(seed=seed, groups=groups)
-        self._observer = ForwardObserver(self.make_activity, self.groups)
+    def __init__(self, *, seed: int = 0, groups: Iterable[UnitGroup] | None = None, exclude: Exclude = None) -> None:
+        super().__init__(seed=seed, groups=groups, exclude=exclude)
+        self._observer = ForwardObserver(self._watching, self.groups)
         self._generator = torch.Generator()
         self._generator.set_state(self._generator_state)
         self._samples = 0
         self._model: weakref.ref[nn.Module] | None = None
+
+    def _watching(self, model: nn.Module, units: UnitGroups) -> LatestActivity:
+        self._left_alone = self.excluded.left_alone(model, units)
+        return self.make_activity(model, self.excluded.treatable(model, units))
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -108,7 +114,7 @@ class StepwisePlugin(RecyclingPlugin):
             }
         )
         if len(self.history) == 1 and self._observer.activity is not None:
-            self.history[0]["skipped"] = dict(self._observer.activity.skipped)
+            self.history[0]["skipped"] = {**self._observer.activity.skipped, **self._left_alone}
         title = "".join(part.capitalize() for part in self.method.split("-"))
         self._publish(strategy, f"{title}Recycled/train_phase/train_stream/Exp{experience:03d}", float(recycled))
 
@@ -124,7 +130,7 @@ class StepwisePlugin(RecyclingPlugin):
         super().load_state_dict(state)
         self._samples = int(state["samples"])
         self._generator.set_state(self._generator_state)
-        self._observer = ForwardObserver(self.make_activity, self.groups)
+        self._observer = ForwardObserver(self._watching, self.groups)
         self._model = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +140,7 @@ class StepwisePlugin(RecyclingPlugin):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._observer = ForwardObserver(self.make_activity, self.groups)
+        self._observer = ForwardObserver(self._watching, self.groups)
         self._generator = torch.Generator()
         self._generator.set_state(self._generator_state)
         self._model = None

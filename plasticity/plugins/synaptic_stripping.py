@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
@@ -33,6 +34,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         probe_samples: On how many training samples units are judged, at most.
         seed: Seed of the plugin's own random generator, used by `fallback="reinitialise"` alone.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         **rule: Replace single values of the preset: `fraction`, `score`, `guard`, `fallback`, `max_row_sparsity`,
             `rounds`, `clean_optimizer`; see `plasticity.methods.synaptic_stripping.StrippingRule`.
 
@@ -56,12 +58,13 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         if every is None:
             every = "epoch" if preset == "whitaker2023" else "experience"
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups)
+        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         self.masks = Masks()
         self._model: weakref.ref[nn.Module] | None = None
         self._bound: BoundMasks | None = None

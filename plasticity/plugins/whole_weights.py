@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroups
 from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry
@@ -30,10 +31,18 @@ class WholeWeightPlugin(TreatmentPlugin):
         optimizer_state: "clear" or "keep".
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator.
+        exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
     """
 
-    def __init__(self, *, optimizer_state: OptimizerState = "clear", probe_samples: int = 2048, seed: int = 0) -> None:
-        super().__init__(every="experience", probe_samples=probe_samples, seed=seed)
+    def __init__(
+        self,
+        *,
+        optimizer_state: OptimizerState = "clear",
+        probe_samples: int = 2048,
+        seed: int = 0,
+        exclude: Exclude = None,
+    ) -> None:
+        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, exclude=exclude)
         self.optimizer_state: OptimizerState = optimizer_state
         self._kept: tuple[Removed, ...] = ()
 
@@ -82,6 +91,7 @@ class WholeWeightPlugin(TreatmentPlugin):
             optimizer=optimizer,
             optimizer_state=self.optimizer_state,
             masks=self._kept,
+            spared=self.excluded.tensors(model),
         )
 
     def intervene(self, strategy: Any) -> None:
