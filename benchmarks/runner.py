@@ -3,8 +3,8 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,21 @@ from benchmarks.progress import Progress
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
 
+CHECKPOINT_MINUTES = 10.0
+
 
 class RunError(RuntimeError):
     """A run that failed through no mistake in what was asked for."""
 
 
-def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress) -> int:
+def run_all(
+    runs: list[RunSettings],
+    out: Path,
+    jobs: int,
+    modules: list[str],
+    progress: Progress,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+) -> int:
     """Do the runs that are not done yet.
 
     Args:
@@ -34,6 +44,7 @@ def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], p
         jobs: How many runs at a time, each in a process of its own.
         modules: Modules to import first in each process; they register what the runs need.
         progress: Shows how far the runs are.
+        checkpoint_minutes: How long a run goes on within an experience without a checkpoint; 0: always to its end.
 
     Returns:
         How many runs were done, the ones found finished left out.
@@ -52,33 +63,65 @@ def run_all(runs: list[RunSettings], out: Path, jobs: int, modules: list[str], p
         progress.found(len(runs) - len(todo), len(runs))
         if jobs == 1 or len(todo) <= 1:
             for run in todo:
-                seconds = run_one(run, out, modules, lambda done, run=run: progress.advance(run, done))  # type: ignore[misc]
-                progress.finish(run, seconds)
+                report = partial(progress.advance, run)
+                progress.finish(run, run_one(run, out, modules, report, checkpoint_minutes))
         else:
-            _run_parallel(todo, out, jobs, modules, progress)
+            _run_parallel(todo, out, jobs, modules, progress, checkpoint_minutes)
     return len(todo)
 
 
-def run_one(run: RunSettings, out: Path, modules: list[str], report: Callable[[int], None]) -> float:
-    """Do one run; its folder appears by one rename when it is complete.
+def run_one(
+    run: RunSettings,
+    out: Path,
+    modules: list[str],
+    report: Callable[[int], None],
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+) -> float:
+    """Do one run, or what is left of it; its folder appears by one rename when it is complete.
 
     Args:
         run: What to run.
         out: Folder of all results.
         modules: Modules to import first.
         report: Told the number of finished experiences.
+        checkpoint_minutes: How long to go on within an experience without a checkpoint; 0: always to its end.
 
     Returns:
         Seconds of training.
     """
     import_modules(modules)
+    from benchmarks.resuming.files import CheckpointFiles
+    from benchmarks.resuming.folders import appearing
+    from benchmarks.resuming.keeping import Keeping
+    from benchmarks.resuming.versions import belongs
     from benchmarks.training import train
 
-    with _appearing(out / run.folder) as folder, _without_warnings_of_avalanche():
-        _write_json(folder / "config.json", run.config())
-        result = train(run, folder / "metrics.jsonl", report)
-        _write_json(folder / "result.json", result)
+    def tell(text: str) -> None:
+        print(f"{run.folder.as_posix()}: {text}", file=sys.stderr, flush=True)
+
+    with appearing(out / run.folder) as folder, _without_warnings_of_avalanche():
+        files = CheckpointFiles(folder, belongs(run, modules))
+        result = _complete(folder, run)
+        if result is None:
+            _write_json(folder / "config.json", run.config())
+            result = train(run, folder / "metrics.jsonl", report, Keeping(files, checkpoint_minutes, tell))
+            _write_json(folder / "result.json", result)
+        files.remove()
     return float(result["seconds"])
+
+
+def _complete(folder: Path, run: RunSettings) -> dict[str, Any] | None:
+    """Return the result of a run that was complete when its process was killed, but for its name."""
+    path = folder / "result.json"
+    try:
+        found = json.loads((folder / "config.json").read_text())["settings"]
+        result: dict[str, Any] = json.loads(path.read_text())
+        if found == run.config()["settings"]:
+            return result
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    path.unlink(missing_ok=True)
+    return None
 
 
 def import_modules(modules: list[str]) -> None:
@@ -88,7 +131,6 @@ def import_modules(modules: list[str]) -> None:
         UserError: If one cannot be imported.
     """
     import importlib
-    import sys
 
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -123,40 +165,16 @@ def _finished(run: RunSettings, out: Path) -> bool:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder of a strategy and clear away what interrupted runs of processes now gone have left in it."""
+    """Make the folder of a strategy and clear away what interrupted runs have left in it and nobody can go on from."""
+    from benchmarks.resuming.folders import clear_away
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-    for left in folder.glob(".*.partial-*"):
-        owner = left.name.rsplit("-", 1)[1]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder to fill; it gets its name if the block ends well, and is removed if not."""
-    hidden = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    try:
-        yield hidden
-        os.rename(hidden, folder)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    clear_away(folder)
 
 
 @contextmanager
@@ -174,11 +192,13 @@ def _without_warnings_of_avalanche() -> Iterator[None]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w") as file:
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w") as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 _reports: Any = None
@@ -198,11 +218,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(run: RunSettings, out: Path, modules: list[str]) -> float:
-    return run_one(run, out, modules, lambda done: _reports.put((run.folder.as_posix(), done)))
+def _work(run: RunSettings, out: Path, modules: list[str], checkpoint_minutes: float) -> float:
+    return run_one(run, out, modules, lambda done: _reports.put((run.folder.as_posix(), done)), checkpoint_minutes)
 
 
-def _run_parallel(todo: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress) -> None:
+def _run_parallel(
+    todo: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress, checkpoint_minutes: float
+) -> None:
     context = multiprocessing.get_context("spawn")
     # Pinned here, for the children read it as they start, before anything sets the number of threads.
     threads = str(max(run.threads for run in todo))
@@ -210,7 +232,9 @@ def _run_parallel(todo: list[RunSettings], out: Path, jobs: int, modules: list[s
     reports = context.SimpleQueue()
     by_folder = {run.folder.as_posix(): run for run in todo}
     pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker, (reports,))
-    futures: dict[Future[float], RunSettings] = {pool.submit(_work, run, out, modules): run for run in todo}
+    futures: dict[Future[float], RunSettings] = {
+        pool.submit(_work, run, out, modules, checkpoint_minutes): run for run in todo
+    }
     pending = set(futures)
     try:
         while pending:

@@ -9,29 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.models.utils import is_multi_task_module
-from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
-from benchmarks.evaluating import ExperienceTensors, StreamTensors, evaluate, experience_tensors
+from benchmarks.evaluating import StreamTensors, evaluate, experience_tensors
+from benchmarks.judging import TITLES, inputs, judge_units, samples
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
+from benchmarks.record import Record
+from benchmarks.resuming.keeping import CannotResumeError, Keeping, Parts
+from benchmarks.resuming.loop import KeptNaive
 from benchmarks.settings import FORMAT, RunSettings
 from benchmarks.streams import get_benchmark, mini_experiences, stream_shape
-from plasticity import find_units, measures
 from plasticity.errors import UserError
 from plasticity.loading import TensorLoaderPlugin
 from plasticity.metrics import JSONLinesLogger
 from plasticity.plugins.base import TreatmentPlugin
-from plasticity.probe import Probe, balanced
 from strategies import Context, build_plugins, change_network, choose_optimizer, parse
 from strategies.fresh import FreshNetworkPlugin
 
-PROBE_SAMPLES = 2048
 Report = Callable[[int], None]
-Log = Callable[[str, float | None], None]
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -49,7 +48,7 @@ def check(runs: Sequence[RunSettings]) -> None:
     asked_measures.check(settings.measure)
     stream = get_benchmark(settings.benchmark).build(settings.stream)
     shape = stream_shape(stream, settings.stream)
-    example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
+    example = inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
     for settings in {run.strategy: run for run in runs}.values():
         _make(settings, partial(build_model, settings.model, *shape), example)
 
@@ -86,13 +85,16 @@ def _benchmark_optimizer(settings: RunSettings, model: nn.Module) -> torch.optim
     )
 
 
-def train(settings: RunSettings, metrics: Path, progress: Report = lambda experience: None) -> dict[str, Any]:
+def train(
+    settings: RunSettings, metrics: Path, progress: Report = lambda experience: None, keeping: Keeping | None = None
+) -> dict[str, Any]:
     """Train and measure one run.
 
     Args:
         settings: What to run.
         metrics: File for every metric value, one JSON object a line.
         progress: Told the number of finished experiences.
+        keeping: Saves checkpoints of the run, and has those that it goes on from; None: there are none.
 
     Returns:
         The content of result.json.
@@ -101,150 +103,149 @@ def train(settings: RunSettings, metrics: Path, progress: Report = lambda experi
         UserError: If the settings are impossible or data are missing.
     """
     torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
-    benchmark = get_benchmark(settings.benchmark)
-    stream = benchmark.build(settings.stream)
-    shape = stream_shape(stream, settings.stream)
-    _seed(settings.seed)
+    for found in () if keeping is None else keeping.found():
+        assert keeping is not None
+        with _Run(settings, metrics, append=True) as run:
+            try:
+                keeping.resume(run.parts, found)
+            except CannotResumeError as reason:
+                keeping.tell(f"a checkpoint is not used: {reason}")
+                continue
+            done, part = keeping.place
+            keeping.tell(f"goes on after {done} of {settings.experiences} experiences")
+            return run.complete(progress, keeping)
+    with _Run(settings, metrics) as run:
+        if keeping is not None:
+            keeping.begin(run.parts)
+        return run.complete(progress, keeping)
 
-    example = _inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
 
-    model, optimizer, plugins = _make(settings, partial(build_model, settings.model, *shape), example)
-    online, stopwatch = OnlineAccuracyPlugin(), Stopwatch(device)
-    asked = asked_measures.AskedMeasures(settings.measure, stopwatch)
-    with JSONLinesLogger(metrics) as logger:
-        strategy = Naive(
+class _Run:
+    """A strategy on a stream, and what is measured of it.
+
+    Args:
+        settings: What to run.
+        metrics: File for every metric value.
+        append: Leave what is in the file.
+    """
+
+    def __init__(self, settings: RunSettings, metrics: Path, append: bool = False):
+        self.settings = settings
+        self.benchmark = get_benchmark(settings.benchmark)
+        self.stream = self.benchmark.build(settings.stream)
+        shape = stream_shape(self.stream, settings.stream)
+        _seed(settings.seed)
+        example = inputs(experience_tensors(self.stream.train_stream[0]), slice(0, 4), shape.task_labels)
+        model, optimizer, self.plugins = _make(settings, partial(build_model, settings.model, *shape), example)
+        self.online, self.stopwatch = OnlineAccuracyPlugin(), Stopwatch(torch.device(settings.device))
+        self.asked = asked_measures.AskedMeasures(settings.measure, self.stopwatch)
+        self.logger = JSONLinesLogger(metrics, append=append)
+        self.strategy: Any = KeptNaive(
             model=model,
             optimizer=optimizer,
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
-            device=device,
-            plugins=[*asked.plugins, *plugins, online, TensorLoaderPlugin()],
-            evaluator=EvaluationPlugin(loggers=[logger], collect_all=False),
+            device=torch.device(settings.device),
+            plugins=[*self.asked.plugins, *self.plugins, self.online, TensorLoaderPlugin()],
+            evaluator=EvaluationPlugin(loggers=[self.logger], collect_all=False),
         )
+        self.fresh = "fresh" in settings.strategy.split("+")
+        self.tests = StreamTensors(self.stream.test_stream, self.strategy.device)
+        self.record = Record()
+        watch_damage(self.plugins, PastSamples(self.tests), self.stopwatch)
 
-        def log(name: str, value: float | None) -> None:
-            if value is not None:
-                logger.log_single_metric(name, value, strategy.clock.train_iterations)
+    def __enter__(self) -> "_Run":
+        return self
 
-        return _run(settings, strategy, stream, plugins, online, asked, stopwatch, log, progress)
+    def __exit__(self, *error: object) -> None:
+        self.logger.close()
 
+    @property
+    def parts(self) -> Parts:
+        """What is saved of the run."""
+        plugins = [*self.asked.plugins, *self.plugins, self.online]
+        experiences = self.stream.train_stream
+        return Parts(self.strategy, plugins, experiences, self.record, self.stopwatch, self.logger.path)
 
-def _run(
-    settings: RunSettings,
-    strategy: Any,
-    stream: Any,
-    plugins: list[Any],
-    online: OnlineAccuracyPlugin,
-    asked: asked_measures.AskedMeasures,
-    stopwatch: Stopwatch,
-    log: Log,
-    progress: Report,
-) -> dict[str, Any]:
-    fresh = "fresh" in settings.strategy.split("+")
-    tests = StreamTensors(stream.test_stream, strategy.device)
-    size = len(tests)
-    benchmark = get_benchmark(settings.benchmark)
-    scored = list(range(0, size, benchmark.scored_every))
-    matrix: list[list[float | None]] = []
-    units: list[dict[str, Any]] = []
-    online_accuracy: list[float | None] = []
-    watch_damage(plugins, PastSamples(tests), stopwatch)
-    transferable = [False] * size if fresh else _transferable(stream, is_multi_task_module(strategy.model))
-    untrained = [
-        evaluate(strategy.model, test) if known else None for test, known in zip(tests, transferable, strict=True)
-    ]
-    before_learning: list[float | None] = []
-    for index, experience in enumerate(stream.train_stream):
-        before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
-        shown = mini_experiences(experience, benchmark.online, settings.seed) if benchmark.online else [experience]
-        with stopwatch.running():
-            strategy.train(shown, eval_streams=[])
-        online_accuracy.append(online.take())
-        log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online_accuracy[-1])
+    def complete(self, progress: Report, keeping: Keeping | None) -> dict[str, Any]:
+        """Train on the experiences that are to come; returns the content of result.json."""
+        record, strategy, tests = self.record, self.strategy, self.tests
+        size = len(tests)
+        transferable = [False] * size
+        if not self.fresh:
+            transferable = _transferable(self.stream, is_multi_task_module(strategy.model))
+        if not record.untrained:
+            record.untrained = [
+                evaluate(strategy.model, test) if known else None
+                for test, known in zip(tests, transferable, strict=True)
+            ]
+        progress(len(record.matrix))
+        for index in range(len(record.matrix), size):
+            if len(record.before_learning) == index:
+                record.before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
+            self._learn(self.stream.train_stream[index], keeping)
+            self._measure(index)
+            if keeping is not None:
+                keeping.after_experience(index + 1)
+            progress(index + 1)
+        return self._result()
+
+    def _learn(self, experience: Any, keeping: Keeping | None) -> None:
+        online = self.benchmark.online
+        shown = mini_experiences(experience, online, self.settings.seed) if online else [experience]
+        with self.stopwatch.running():
+            self.strategy.train(shown if keeping is None else keeping.parts_of(shown), eval_streams=[])
+
+    def _measure(self, index: int) -> None:
+        """Measure the network just after it learned an experience."""
+        record, tests, model = self.record, self.tests, self.strategy.model
+        record.online.append(self.online.take())
+        self._log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", record.online[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
-        tested = [index] if fresh and index < scored[-1] else range(index + 1)
-        row: list[float | None] = [None] * size
+        tested = [index] if self.fresh and index < self.scored[-1] else range(index + 1)
+        row: list[float | None] = [None] * len(tests)
         for other in tested:
-            row[other] = evaluate(strategy.model, tests[other])
-            log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
-        matrix.append(row)
-        learned = experience_tensors(experience, strategy.device)
-        units.append({"experience": index, **_units(strategy.model, learned)})
-        units[-1].update(asked.after_experience(strategy.model, partial(_samples, strategy.model, learned)))
-        for name, title in _TITLES.items():
-            log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[-1][name])
-        progress(index + 1)
-    result = {
-        "format": FORMAT,
-        "benchmark": settings.benchmark,
-        "strategy": settings.strategy,
-        "seed": settings.seed,
-        "experiences": size,
-        "scored": scored,
-        "accuracy_matrix": matrix,
-        "learning_accuracy": [row[index] for index, row in enumerate(matrix)],
-        "online_accuracy": online_accuracy,
-        "untrained_accuracy": untrained,
-        "accuracy_before_learning": before_learning,
-        "units": units,
-        "treatments": _treatments(plugins),
-        "parameters": sum(parameter.numel() for parameter in strategy.model.parameters()),
-        "counts_treated_units": _counted(settings.strategy, plugins),
-        "seconds": stopwatch.seconds,
-        "process_seconds": stopwatch.process_seconds,
-    }
-    return {**result, "measures": result_measures(result, fresh)}
+            row[other] = evaluate(model, tests[other])
+            self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
+        record.matrix.append(row)
+        learned = experience_tensors(self.stream.train_stream[index], self.strategy.device)
+        record.units.append({"experience": index, **judge_units(model, learned)})
+        record.units[-1].update(self.asked.after_experience(model, partial(samples, model, learned)))
+        for name, title in TITLES.items():
+            self._log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", record.units[-1][name])
 
+    def _log(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self.logger.log_single_metric(name, value, self.strategy.clock.train_iterations)
 
-_TITLES = {
-    "dead_fraction": "DeadUnits",
-    "dormant_fraction": "DormantUnits",
-    "over_active_fraction": "OverActiveUnits",
-    "effective_rank": "EffectiveRank",
-}
+    @property
+    def scored(self) -> list[int]:
+        """Which experiences count in measures over the stream."""
+        return list(range(0, len(self.tests), self.benchmark.scored_every))
 
-
-def _units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
-    """Judge the units of a network on a fixed probe of an experience's training samples."""
-    probe, _ = _samples(model, data, PROBE_SAMPLES)
-    groups = find_units(model, probe.example())
-    if len(groups) == 0:
-        raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
-    activity, _ = probe.watch(model, groups, features=PROBE_SAMPLES)
-    stats = {name: stat for name, stat in activity.statistics().items() if stat.count}
-    features = activity.features()
-    shares = {
-        "dead": measures.dead_fraction,
-        "dormant": measures.dormant_fraction,
-        "over_active": measures.over_active_fraction,
-    }
-    return {
-        "samples": probe.samples,
-        "layers": {
-            name: {"size": len(stat.fired), **{key: float(share(stat)) for key, share in shares.items()}}
-            for name, stat in stats.items()
-        },
-        **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
-        "effective_rank": None if features is None else _finite(float(measures.effective_rank(features))),
-    }
-
-
-def _samples(model: nn.Module, data: ExperienceTensors, count: int) -> tuple[Probe, Tensor]:
-    """Choose samples, as far as possible equally many of each class, and always the same ones; and their classes."""
-    order = torch.randperm(len(data.targets), generator=torch.Generator().manual_seed(0))
-    chosen = balanced(Probe([(order,)]), data.targets.cpu()[order], count)
-    rows = [rows.to(data.targets.device) for (rows,) in chosen.batches]
-    heads = is_multi_task_module(model)
-    return Probe([_inputs(data, each, heads) for each in rows]), data.targets[torch.cat(rows)]
-
-
-def _inputs(data: ExperienceTensors, rows: Tensor | slice, task_labels: bool) -> tuple[Tensor, ...]:
-    """Return the positional inputs of a network for some samples."""
-    if task_labels and data.tasks is not None:
-        return data.inputs[rows], data.tasks[rows]
-    return (data.inputs[rows],)
+    def _result(self) -> dict[str, Any]:
+        settings, record = self.settings, self.record
+        result = {
+            "format": FORMAT,
+            "benchmark": settings.benchmark,
+            "strategy": settings.strategy,
+            "seed": settings.seed,
+            "experiences": len(self.tests),
+            "scored": self.scored,
+            "accuracy_matrix": record.matrix,
+            "learning_accuracy": [row[index] for index, row in enumerate(record.matrix)],
+            "online_accuracy": record.online,
+            "untrained_accuracy": record.untrained,
+            "accuracy_before_learning": record.before_learning,
+            "units": record.units,
+            "treatments": _treatments(self.plugins),
+            "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
+            "counts_treated_units": _counted(settings.strategy, self.plugins),
+            "seconds": self.stopwatch.seconds,
+            "process_seconds": self.stopwatch.process_seconds,
+        }
+        return {**result, "measures": result_measures(result, self.fresh)}
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,8 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from benchmarks import training
+from benchmarks import judging, training
+from benchmarks.evaluating import ExperienceTensors
 from benchmarks.models import build_model
 from benchmarks.settings import resolve
 from benchmarks.streams import get_benchmark, stream_shape
@@ -150,11 +151,10 @@ def test_a_new_network_changes_all_units(tmp_path):
     assert result("fresh+redo:every=20:tau=1", tmp_path)[0]["measures"]["treated_units"] > 2 * 3 * 128
 
 
-def test_the_probe_has_equally_many_samples_of_each_class(monkeypatch):
-    monkeypatch.setattr(training, "PROBE_SAMPLES", 60)
+def test_the_probe_has_equally_many_samples_of_each_class():
     targets = torch.tensor([0] * 500 + [1] * 100 + [2] * 10)
-    probe = training._probe(training.ExperienceTensors(torch.arange(610.0), targets, None), False)
+    probe, classes = judging.samples(nn.Identity(), ExperienceTensors(torch.arange(610.0), targets, None), 60)
     (inputs,) = zip(*probe.batches, strict=True)
     rows = torch.cat(inputs).long()
-    assert torch.bincount(targets[rows]).tolist() == [25, 25, 10]
+    assert torch.bincount(targets[rows]).tolist() == [25, 25, 10] and torch.equal(classes, targets[rows])
     assert rows.unique().numel() == 60 and int(rows[targets[rows] == 0].max()) > 250  # not the first ones

@@ -24,6 +24,17 @@ def count(text: str) -> int:
     return value
 
 
+def minutes(text: str) -> float:
+    """Read a time of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes")
+    return value
+
+
 def seeds(text: str) -> range:
     """Read N, for seeds 0 to N - 1, or FIRST-LAST."""
     first, dash, last = text.partition("-")

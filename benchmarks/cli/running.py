@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import count, device, seeds
-from benchmarks.runner import import_modules, run_all
+from benchmarks.cli.arguments import count, device, minutes, seeds
+from benchmarks.runner import CHECKPOINT_MINUTES, import_modules, run_all
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
 
@@ -66,6 +66,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of sgd")
     command.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="of the optimizer")
     command.add_argument("--measure", default="", metavar="A,B", help="also sample-plasticity, curvature; takes time")
+    command.add_argument(
+        "--checkpoint-minutes",
+        type=minutes,
+        default=CHECKPOINT_MINUTES,
+        metavar="N",
+        help="save a run after every experience, and within long ones every N minutes (default: "
+        f"{CHECKPOINT_MINUTES:g}; 0: only after experiences)",
+    )
     add_modules(command)
 
 
@@ -146,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> None:
         names = [tuned_name(name, best) for name in names]
     runs = _runs(arguments, names, arguments.seeds)
     with _reporting(arguments):
-        done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
+        done = run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress(), arguments.checkpoint_minutes)
     there = f", {len(runs) - done} were there already" if done < len(runs) else ""
     print(f"{done} runs done{there}; compare them with: python -m benchmarks compare {arguments.out}")
 
@@ -166,7 +174,7 @@ def _tune(arguments: argparse.Namespace) -> None:
     tried = configurations(_names(arguments))
     names = list(dict.fromkeys(name for options in tried.values() for name in options))
     runs = _runs(arguments, names, range(FIRST_SEED, FIRST_SEED + arguments.seeds))
-    run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress())
+    run_all(runs, arguments.out, arguments.jobs, arguments.modules, Progress(), arguments.checkpoint_minutes)
     tuned = choose(tried, runs, arguments.out)
     path = arguments.out / "tuned.json"
     path.write_text(json.dumps(tuned, indent=1, allow_nan=False) + "\n")
