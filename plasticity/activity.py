@@ -12,10 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
+from plasticity.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
-from plasticity.tracing.hooks import WatchingHook
+from plasticity.tracing.hooks import HookSet
 from plasticity.tracing.preserve import uncompiled
-from plasticity.unit_statistics import Sums, UnitStatistics, plainly, sum_type
+from plasticity.unit_statistics import Sums, UnitStatistics, settle
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
 
@@ -40,11 +41,19 @@ class Activity:
     Attributes:
         model: The network, unwrapped.
         units: The groups that are watched.
+        every: Which forward passes are looked at: the first of so many, since the last `reset`.
     """
 
     def __init__(
-        self, model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool | Collection[str] = False, features: int = 0
+        self,
+        model: nn.Module,
+        units: Iterable[UnitGroup],
+        *,
+        inputs: bool | Collection[str] = False,
+        features: int = 0,
+        every: int = 1,
     ) -> None:
+        check_every(every)
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise UserError("the replicas of DataParallel cannot be watched; use one device or DistributedDataParallel")
         self.model = unwrap(model)
@@ -53,7 +62,10 @@ class Activity:
         self._inputs = (writers if inputs else set()) if isinstance(inputs, bool) else writers & set(inputs)
         self._asked_for_inputs = inputs is not False
         self._features = features
-        self._hooks: ExitStack | None = None
+        self.every = every
+        self._hooks: HookSet | None = None
+        self._uncompiled = ExitStack()
+        self._once = self._away = False
         self._mode: _FunctionCalls | None = None
         self._modules: list[str] = []
         self._calls: dict[str, int] = {}
@@ -66,9 +78,10 @@ class Activity:
     def reset(self) -> None:
         """Forget everything seen so far."""
         self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
-        self._input_sums: dict[str, tuple[Tensor, int]] = {}
-        self._input_minima: dict[str, Tensor] = {}
-        self._rows: list[Tensor] = []
+        self._unsettled: list[Sums] = []
+        self._passes = 0
+        self._input_sums = {name: InputSums() for name in self._inputs}
+        self._rows = FeatureRows(self._features)
         self._by_function.clear()
         self._by_output.clear()
         for group in self.units:
@@ -82,6 +95,7 @@ class Activity:
 
     def statistics(self) -> dict[str, UnitStatistics]:
         """Return what was seen, by group name, on the model's device."""
+        self._settle()
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return {name: sums.statistics(device) for name, sums in self._sums.items()}
 
@@ -93,7 +107,7 @@ class Activity:
         """
         if not self._asked_for_inputs:
             raise UserError("input means are collected only by watch(..., inputs=True)")
-        return {name: total / count for name, (total, count) in self._input_sums.items()}
+        return {name: seen.total / seen.count for name, seen in self._input_sums.items() if seen.total is not None}
 
     def input_minima(self) -> dict[str, Tensor]:
         """Return the least input of each writing layer, 0-dimensional, by layer name.
@@ -103,7 +117,7 @@ class Activity:
         """
         if not self._asked_for_inputs:
             raise UserError("input minima are collected only by watch(..., inputs=True)")
-        return dict(self._input_minima)
+        return {name: seen.least for name, seen in self._input_sums.items() if seen.least is not None}
 
     def features(self) -> Tensor | None:
         """Return the penultimate representation seen first, (at most `features` rows, width), or None if none was.
@@ -111,7 +125,7 @@ class Activity:
         It is the input of the layer that writes the output, averaged over the positions of a convolution; where an
         activation writes the output, that of the last group.
         """
-        return torch.cat(self._rows) if self._rows else None
+        return self._rows.rows()
 
     # --- hooks -------------------------------------------------------------------------------------------------
 
@@ -119,22 +133,43 @@ class Activity:
         """Begin to watch: hooks are put on the model."""
         if self._hooks is not None:
             raise UserError("this activity is already attached")
-        stack = ExitStack()
-        try:
-            self._attach(stack)
-        except BaseException:
-            stack.close()
-            raise
-        self._hooks = stack
+        self._put_hooks()
+        self._uncompiled.enter_context(uncompiled())
+
+    def attach_for_one_pass(self) -> None:
+        """Watch the next forward pass alone.
+
+        The hooks stay on the model, and look away until this is called again: that is cheaper than to take them off,
+        and right for as long as the model's modules are the same objects.
+        """
+        if self._hooks is None:
+            self._put_hooks()
+        self._uncompiled.close()
+        self._uncompiled.enter_context(uncompiled())
+        self._once, self._away = True, False
+
+    def look_away(self) -> None:
+        """Let the passes that follow be as if nobody watched, until `attach_for_one_pass`."""
+        if self._once:
+            self._away = True
+            self._uncompiled.close()
+            self._leave_forward()
 
     def detach(self) -> None:
         """Stop watching: every hook is taken off again."""
         if self._hooks is not None:
-            self._hooks.close()
-            self._hooks = None
+            hooks, self._hooks = self._hooks, None
+            hooks.detach()
+            self._uncompiled.close()
             self._leave_forward()
+            self._away = self._once = False
 
-    def _attach(self, stack: ExitStack) -> None:
+    def _put_hooks(self) -> None:
+        hooks = self._planned()
+        hooks.attach()
+        self._hooks = hooks
+
+    def _planned(self) -> HookSet:
         root = self.model
         modules = dict(root.named_modules())
         missing = [name for name in (*self._by_function, *self._by_output) if name not in modules]
@@ -144,29 +179,21 @@ class Activity:
             if any(isinstance(modules[part], torch.jit.ScriptModule) for part in _path(name)):
                 what = f"the output of '{name}'" if name else "the model"
                 raise UserError(f"{what} cannot be watched: TorchScript has no hooks")
-        stack.enter_context(uncompiled())
-        before, after = self._before, self._after
-        before(stack, root, self._enter_forward)
+        hooks = HookSet()
+        hooks.before(root, self._enter_forward)
         for name in self._callers(modules):
-            before(stack, modules[name], self._pusher(name))
-            after(stack, modules[name], self._popper(name), always_call=True)
+            hooks.before(modules[name], self._pusher(name))
+            hooks.after(modules[name], self._popper(name), always_call=True)
         for name in self._by_output:
-            after(stack, modules[name], self._output_hook(name))
+            hooks.after(modules[name], self._output_hook(name))
         for name in self._inputs:
-            before(stack, layer(root, name), self._input_hook(name))
+            hooks.before(layer(root, name), self._input_hook(name))
         if self._features:
             for name in self.units.outputs:
                 if name in modules:
-                    before(stack, modules[name], self._feature_hook)
-        after(stack, root, self._exit_forward, always_call=True)
-
-    @staticmethod
-    def _before(stack: ExitStack, module: nn.Module, hook: Callable[..., None]) -> None:
-        stack.callback(module.register_forward_pre_hook(WatchingHook(hook), with_kwargs=True).remove)
-
-    @staticmethod
-    def _after(stack: ExitStack, module: nn.Module, hook: Callable[..., None], always_call: bool = False) -> None:
-        stack.callback(module.register_forward_hook(WatchingHook(hook), always_call=always_call).remove)
+                    hooks.before(modules[name], self._feature_hook)
+        hooks.after(root, self._exit_forward, always_call=True)
+        return hooks
 
     def _callers(self, modules: dict[str, nn.Module]) -> list[str]:
         """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""
@@ -178,7 +205,12 @@ class Activity:
         return found
 
     def _enter_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._away:
+            return
         self._leave_forward()
+        self._passes += 1
+        if (self._passes - 1) % self.every:
+            return
         self._calls = {}
         self._modules = [""]
         if self._by_function:
@@ -186,13 +218,22 @@ class Activity:
             self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._leave_forward()
+        if self._once:
+            self.look_away()
+        else:
+            self._leave_forward()
 
     def _leave_forward(self) -> None:
         self._modules = []
         if self._mode is not None:
             mode, self._mode = self._mode, None
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._unsettled:
+            settle(self._unsettled)
+            self._unsettled = []
 
     def _pusher(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -217,13 +258,15 @@ class Activity:
             self._seen(sums, result)
 
     def _output_hook(self, name: str) -> Callable[..., None]:
+        key = f"output of {name}"
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not self._modules:  # called from outside the model's own forward
                 return
-            key = f"output of {name}"
             call = self._calls.get(key, 0)
             self._calls[key] = call + 1
-            for sums in (*self._by_output[name].get(call, ()), *self._by_output[name].get(-1, ())):
+            by_call = self._by_output[name]
+            for sums in (*by_call.get(call, ()), *by_call.get(-1, ())):
                 if not isinstance(output, Tensor):
                     raise UserError(f"group '{sums.group.name}': '{name}' returns a {type(output).__name__}, no tensor")
                 self._seen(sums, output)
@@ -231,51 +274,38 @@ class Activity:
         return hook
 
     def _seen(self, sums: Sums, activations: Tensor) -> None:
+        if not sums.unsettled:
+            self._unsettled.append(sums)
         sums.add(activations)
         if self._features and not self.units.outputs and sums.group is self.units[len(self.units) - 1]:
-            self._keep(activations, sums.dim)
+            self._rows.add(activations, sums.dim)
 
     def _input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not self._modules:
                 return
-            with plainly():
-                x = _input(args, kwargs).detach()
-                dim = x.dim() + _unit_dim(module)
-                others = [d for d in range(x.dim()) if d != dim]
-                total = x.sum(others, dtype=sum_type(x.device)) if others else x.to(sum_type(x.device), copy=True)
-                before, count = self._input_sums.get(name, (torch.zeros_like(total), 0))
-                self._input_sums[name] = (before + total, count + x.numel() // x.shape[dim])
-                least = x.amin() if x.numel() else x.new_zeros(())
-                self._input_minima[name] = torch.minimum(self._input_minima.get(name, least), least)
+            self._input_sums[name].add(input_of(args, kwargs), unit_dim(module))
 
         return hook
 
     def _feature_hook(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._modules:
-            self._keep(_input(args, kwargs), _unit_dim(module))
-
-    def _keep(self, x: Tensor, dim: int | None) -> None:
-        room = self._features - sum(len(rows) for rows in self._rows)
-        if room <= 0 or dim is None:
-            return
-        with plainly():
-            rows = x.detach()
-            if dim != -1:
-                rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
-            rows = rows.reshape(-1, rows.shape[-1])[:room]
-            self._rows.append(rows.clone())
+        if self._modules and self._rows.room > 0:
+            self._rows.add(input_of(args, kwargs), unit_dim(module))
 
     def _dim(self, group: UnitGroup) -> int | None:
         if group.site is not None:
             return group.site.dim
-        return _unit_dim(layer(self.model, group.writes[0].layer))
+        return unit_dim(layer(self.model, group.writes[0].layer))
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return what a Linear or Conv layer was called with."""
-    x: Tensor = args[0] if args else kwargs["input"]
-    return x
+def check_every(every: int) -> None:
+    """Refuse what cannot say how many passes there are from one that is looked at to the next.
+
+    Raises:
+        UserError: If it is no whole number of at least 1.
+    """
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise UserError(f"every must be a whole number of at least 1, not {every!r}")
 
 
 def _path(name: str) -> list[str]:
@@ -284,14 +314,14 @@ def _path(name: str) -> list[str]:
     return ["", *(".".join(parts[: count + 1]) for count in range(len(parts) if name else 0))]
 
 
-def _unit_dim(module: nn.Module) -> int:
-    """Return the negative dimension of a layer's input and output that holds features or channels."""
-    return -1 if isinstance(module, nn.Linear) else -1 - len(getattr(module, "kernel_size", ()))
-
-
 @contextmanager
 def watch(
-    model: nn.Module, units: Iterable[UnitGroup], *, inputs: bool | Collection[str] = False, features: int = 0
+    model: nn.Module,
+    units: Iterable[UnitGroup],
+    *,
+    inputs: bool | Collection[str] = False,
+    features: int = 0,
+    every: int = 1,
 ) -> Iterator[Activity]:
     """Collect statistics of hidden units over every forward pass of a model inside the block.
 
@@ -299,19 +329,24 @@ def watch(
     not. Nothing is copied to the host. Sums are float64 and counts int64, also under autocast. A compiled model runs
     uncompiled inside the block.
 
+    With `every=k` the first of every k forward passes is looked at, and the others run as if nobody watched, but for a
+    few microseconds: what is returned then equals what was to be seen in those passes alone, and `count` says how much
+    that was.
+
     Args:
         model: The network.
         units: Groups from `find_units`, or made by hand.
         inputs: Also collect the mean input of every writing layer, see `Activity.input_means`, or of those named.
         features: Also keep up to this many rows of the penultimate representation, see `Activity.features`.
+        every: Look at the first of so many forward passes; 1: at all.
 
     Yields:
         The statistics, which can be read inside the block and after it.
 
     Raises:
-        UserError: If a group does not fit the model.
+        UserError: If a group does not fit the model, or `every` is no whole number of at least 1.
     """
-    activity = Activity(model, units, inputs=inputs, features=features)
+    activity = Activity(model, units, inputs=inputs, features=features, every=every)
     try:
         activity.attach()
         yield activity

@@ -195,7 +195,7 @@ class PlasticityMetrics(PluginMetric[float]):
     def after_forward(self, strategy: Any) -> None:
         """Stop watching."""
         if self._training is not None:
-            self._training.end()
+            self._training.rest()
         if self._steps is not None:
             self._steps.note(strategy)
 
@@ -255,7 +255,7 @@ class PlasticityMetrics(PluginMetric[float]):
     def after_eval_forward(self, strategy: Any) -> None:
         """Stop watching."""
         if self._evaluation is not None:
-            self._evaluation.end()
+            self._evaluation.rest()
 
     def after_eval_exp(self, strategy: Any) -> Emitted:
         """Emit what the experience showed."""

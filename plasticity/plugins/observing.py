@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.activity import Activity
+from plasticity.activity import Activity, check_every
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.plugins.base import model_inputs
 from plasticity.probe import Probe
-from plasticity.tracing.hooks import WatchingHook
 from plasticity.units import find_units
 
+Made = TypeVar("Made")
 Watching = TypeVar("Watching", bound=Activity)
 
 
-class ForwardObserver(Generic[Watching]):
-    """Watches one forward pass at a time.
+class Follower(Generic[Made]):
+    """Keeps something that is made for a model and its units, and makes it anew when the model changes.
 
-    Hooks are on the model only between `begin` and the end of the next forward pass, so that further passes of the
-    same model, copies of it, and the search for units by another observer are as if nobody watched. Units are found
-    before the first pass, and again when the model is another object or is built differently.
+    Units are found before the first pass, and again when the model is another object or is built differently.
 
     Args:
-        make: Makes what watches, from a model and its groups; to be pickled with the observer.
+        make: Makes it, from a model and its groups; to be pickled with the follower.
         groups: The hidden units, if they are declared by hand.
-
-    Attributes:
-        activity: What watches, once there was something to watch.
     """
 
-    def __init__(self, make: Callable[[nn.Module, UnitGroups], Watching], groups: UnitGroups | None = None) -> None:
+    def __init__(self, make: Callable[[nn.Module, UnitGroups], Made], groups: UnitGroups | None = None) -> None:
         self._make, self._groups = make, groups
-        self.activity: Watching | None = None
+        self._made: Made | None = None
+        self._model: nn.Module | None = None
         self._structure: Any = None
-        self._hooks = ExitStack()
+        self._parts: _Parts | None = None
 
-    def begin(self, strategy: Any) -> None:
-        """Watch the next forward pass of the strategy's model.
+    def follow(self, strategy: Any) -> Made:
+        """Return what was made for the strategy's present model.
 
         Args:
             strategy: The strategy, about to run its model on the present mini-batch.
@@ -49,37 +45,124 @@ class ForwardObserver(Generic[Watching]):
         Raises:
             TraceError: If the units of the model cannot be found.
         """
-        self.end()  # a pass that was interrupted may have left its hooks
         model = unwrap(strategy.model)
+        if self._made is not None and model is self._model and self._parts is not None and self._parts.same():
+            return self._made
+        self.before_following()
         structure = structure_of(model)
-        if self.activity is None or self.activity.model is not model or self._structure != structure:
+        if self._made is None or self._model is not model or self._structure != structure:
             self.before_renewal()
             units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
-            self.activity, self._structure = self._make(model, units), structure
-        self._hooks.callback(self.activity.detach)
-        self.activity.attach()
-        self._hooks.callback(model.register_forward_hook(WatchingHook(self._over)).remove)
+            self._made, self._model, self._structure = self._make(model, units), model, structure
+        self._parts = _Parts(model)
+        return self._made
+
+    def before_following(self) -> None:
+        """Let go of the modules of before, which are perhaps no longer the model's; for subclasses."""
 
     def before_renewal(self) -> None:
-        """Save what the present `activity` saw, before another one takes its place; for subclasses."""
+        """Save what the present thing holds, before another one takes its place; for subclasses."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None, "_model": None, "_structure": None, "_parts": None}
+
+
+class ForwardObserver(Follower[Watching]):
+    """Watches one forward pass at a time.
+
+    Between the end of a pass that was watched and the next `begin`, the hooks that are still on the model look away, so
+    that further passes of the same model, copies of it, and the search for units by another observer are as if nobody
+    watched. `end` takes them off.
+
+    Args:
+        make: Makes what watches, from a model and its groups; to be pickled with the observer.
+        groups: The hidden units, if they are declared by hand.
+        every: Watch the first of so many passes that `begin` announces, since the last `restart_count`.
+    """
+
+    def __init__(
+        self, make: Callable[[nn.Module, UnitGroups], Watching], groups: UnitGroups | None = None, *, every: int = 1
+    ) -> None:
+        super().__init__(make, groups)
+        check_every(every)
+        self._every, self._announced = every, 0
+
+    @property
+    def activity(self) -> Watching | None:
+        """What watches, once there was something to watch."""
+        return self._made
+
+    def begin(self, strategy: Any) -> None:
+        """Watch the next forward pass of the strategy's model, if it is its turn.
+
+        Args:
+            strategy: The strategy, about to run its model on the present mini-batch.
+
+        Raises:
+            TraceError: If the units of the model cannot be found.
+        """
+        self.rest()  # a pass that never came, or was interrupted
+        self._announced += 1
+        if (self._announced - 1) % self._every == 0:
+            self.follow(strategy).attach_for_one_pass()
+
+    def rest(self) -> None:
+        """Look away until the next `begin`; where that will not watch, hooks are taken off."""
+        if self._made is not None:
+            if self._every > 1:
+                self._made.detach()
+            else:
+                self._made.look_away()
+
+    def restart_count(self) -> None:
+        """Let the next pass be the first of `every`."""
+        self._announced = 0
 
     def end(self) -> None:
         """Take every hook off the model."""
-        self._hooks.close()
+        if self._made is not None:
+            self._made.detach()
 
-    def _over(self, module: nn.Module, args: Any, output: Any) -> None:
+    def before_following(self) -> None:
+        """Take the hooks off modules that may no longer be the model's."""
         self.end()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "activity": None, "_structure": None, "_hooks": ExitStack()}
 
 
 def structure_of(model: nn.Module) -> Any:
-    """Describe how a model is built and in which mode it is; cheap enough to be compared before every forward pass."""
+    """Describe how a model is built and in which mode it is."""
     return model.training, [
         (type(module), *module._modules.keys(), *(_shape(each) for each in module._parameters.values()))
         for module in model.modules()
     ]
+
+
+class _Parts:
+    """The modules and parameters that a model consists of, to be compared before every forward pass.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._training = model, model.training
+        modules = list(model.modules())
+        self._children = [module._modules for module in modules]
+        self._names = [*map(list, self._children)]
+        self._modules = [*map(list, map(dict.values, self._children))]
+        self._owned = [module._parameters for module in modules]
+        self._parameters = [*chain.from_iterable(map(dict.values, self._owned))]
+        self._identities = [*map(id, self._parameters)]  # tensors are not compared by ==
+        self._shapes = [*map(_shape, self._parameters)]
+
+    def same(self) -> bool:
+        """Whether they are the same objects still, under the same names and of the same shapes."""
+        return (
+            self._model.training == self._training
+            and [*map(list, self._children)] == self._names
+            and [*map(list, map(dict.values, self._children))] == self._modules
+            and [*map(id, chain.from_iterable(map(dict.values, self._owned)))] == self._identities
+            and [*map(_shape, self._parameters)] == self._shapes
+        )
 
 
 def _shape(parameter: nn.Parameter | None) -> Any:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
 _unwatched: ContextVar[bool] = ContextVar("unwatched", default=False)
 
 
@@ -29,6 +32,32 @@ class WatchingHook:
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _left_behind, ()
+
+
+class HookSet:
+    """The hooks of one watcher, which are put on the modules of a model, and taken off, again and again."""
+
+    def __init__(self) -> None:
+        self._planned: list[tuple[Callable[..., RemovableHandle], WatchingHook, dict[str, bool]]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def before(self, module: nn.Module, function: Callable[..., None]) -> None:
+        """Plan to call `function(module, args, kwargs)` before each call of a module."""
+        self._planned.append((module.register_forward_pre_hook, WatchingHook(function), {"with_kwargs": True}))
+
+    def after(self, module: nn.Module, function: Callable[..., None], always_call: bool = False) -> None:
+        """Plan to call `function(module, args, output)` after each call, with `always_call` also after a failed one."""
+        self._planned.append((module.register_forward_hook, WatchingHook(function), {"always_call": always_call}))
+
+    def attach(self) -> None:
+        """Put every hook on its module."""
+        for register, hook, options in self._planned:
+            self._handles.append(register(hook, **options))
+
+    def detach(self) -> None:
+        """Take every hook off again."""
+        while self._handles:
+            self._handles.pop().remove()
 
 
 @contextmanager
