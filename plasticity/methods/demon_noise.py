@@ -35,7 +35,7 @@ class _Writer:
 
     def live(self, live: Mapping[str, Tensor]) -> Tensor:
         """Return the rows that write a live unit, or no unit at all, (rows,) bool."""
-        if self.same in live:
+        if self.same is not None and self.same in live:
             return live[self.same]
         hits = torch.zeros(self.length + 1, dtype=torch.int64, device=self.device)
         for group, rows in self.parts:

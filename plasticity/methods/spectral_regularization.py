@@ -112,7 +112,7 @@ def _add_of_diagonals(entries: Sequence[Entry], power: int, factor: Tensor) -> N
     values = [entry.parameter.detach().flatten() for entry in entries]
     places = [value.abs().argmax(keepdim=True) for value in values]
     largest = [value[place] for value, place in zip(values, places, strict=True)]
-    slopes = _slopes(torch._foreach_abs(largest), power, factor)
+    slopes = _slopes(list(torch._foreach_abs(largest)), power, factor)
     signed = torch._foreach_mul(slopes, torch._foreach_sign(largest))
     for gradient, place, slope in zip(_gradients(entries), places, signed, strict=True):
         gradient.view(-1).index_add_(0, place, slope.to(gradient.dtype))
@@ -129,10 +129,10 @@ def _gradients(entries: Sequence[Entry]) -> list[Tensor]:
     return [gradient for entry in entries if (gradient := entry.parameter.grad) is not None]
 
 
-def _slopes(sigmas: Sequence[Tensor], power: int, factor: Tensor) -> Sequence[Tensor]:
+def _slopes(sigmas: list[Tensor], power: int, factor: Tensor) -> list[Tensor]:
     """Return factor * (sigma^k - 1) * sigma^(k - 1) for each."""
     distances = torch._foreach_sub(torch._foreach_pow(sigmas, power), 1)
-    return torch._foreach_mul(torch._foreach_mul(distances, factor), torch._foreach_pow(sigmas, power - 1))
+    return list(torch._foreach_mul(torch._foreach_mul(distances, factor), torch._foreach_pow(sigmas, power - 1)))
 
 
 def spectral_penalty(entries: Sequence[Entry], rule: SpectralRule) -> Tensor:
@@ -158,7 +158,7 @@ def _unit(vector: Tensor) -> Tensor:
     return _units([vector])[0]
 
 
-def _units(vectors: Sequence[Tensor]) -> list[Tensor]:
+def _units(vectors: list[Tensor]) -> list[Tensor]:
     """Return vectors over their lengths."""
     lengths = torch._foreach_norm(vectors)
     torch._foreach_clamp_min_(lengths, [torch.finfo(vector.dtype).tiny for vector in vectors])
