@@ -19,6 +19,8 @@ TITLES = {
     "dormant_fraction": "DormantUnits",
     "over_active_fraction": "OverActiveUnits",
     "effective_rank": "EffectiveRank",
+    "weight_magnitude": "WeightMagnitude",
+    "gradient_norm": "GradientNorm",
 }
 """What of it is also a metric, and its name there."""
 
@@ -45,6 +47,7 @@ def judge_units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
         },
         **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
         "effective_rank": None if features is None else _finite(measures.effective_rank(features)),
+        "weight_magnitude": _finite(measures.weight_magnitude(model)),
     }
 
 

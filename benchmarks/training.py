@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
 from benchmarks.evaluating import StreamTensors, evaluate, experience_tensors
+from benchmarks.gradient_norms import GradientNormPlugin
 from benchmarks.judging import TITLES, inputs, judge_units, samples
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
@@ -138,6 +139,7 @@ class _Run:
         example = inputs(experience_tensors(self.stream.train_stream[0]), slice(0, 4), shape.task_labels)
         model, optimizer, self.plugins = _make(settings, partial(build_model, settings.model, *shape), example)
         self.online, self.stopwatch = OnlineAccuracyPlugin(), Stopwatch(torch.device(settings.device))
+        self.gradients = GradientNormPlugin(self.stopwatch)
         self.asked = asked_measures.AskedMeasures(settings.measure, self.stopwatch)
         self.logger = JSONLinesLogger(metrics, append=append)
         self.strategy: Any = KeptNaive(
@@ -147,7 +149,7 @@ class _Run:
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
             device=torch.device(settings.device),
-            plugins=[*self.asked.plugins, *self.plugins, self.online, TensorLoaderPlugin()],
+            plugins=[*self.asked.plugins, *self.plugins, self.online, self.gradients, TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(loggers=[self.logger], collect_all=False),
         )
         self.fresh = "fresh" in settings.strategy.split("+")
@@ -164,7 +166,7 @@ class _Run:
     @property
     def parts(self) -> Parts:
         """What is saved of the run."""
-        plugins = [*self.asked.plugins, *self.plugins, self.online]
+        plugins = [*self.asked.plugins, *self.plugins, self.online, self.gradients]
         experiences = self.stream.train_stream
         return Parts(self.strategy, plugins, experiences, self.record, self.stopwatch, self.logger.path)
 
@@ -211,6 +213,7 @@ class _Run:
         record.matrix.append(row)
         learned = experience_tensors(self.stream.train_stream[index], self.strategy.device)
         record.units.append({"experience": index, **judge_units(model, learned)})
+        record.units[-1]["gradient_norm"] = self.gradients.take()
         record.units[-1].update(self.asked.after_experience(model, partial(samples, model, learned)))
         for name, title in TITLES.items():
             self._log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", record.units[-1][name])

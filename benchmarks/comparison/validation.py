@@ -104,7 +104,7 @@ def _check_units(entry: Any, experience: int) -> None:
             number(layer.get(fraction), f"{where}.layers.{name:.60}.{fraction}", 1)
     for fraction in FRACTIONS:
         number(entry.get(f"{fraction}_fraction"), f"{where}.{fraction}_fraction", 1)
-    for name in ("effective_rank", "gradient_effective_rank"):
+    for name in ("effective_rank", "gradient_effective_rank", "weight_magnitude", "gradient_norm"):
         if entry.get(name) is not None:
             number(entry[name], f"{where}.{name}")
     if entry.get("sample_plasticity") is not None:
