@@ -51,10 +51,11 @@ def normalized(network: nn.Module, example: tuple[Any, ...], *, layer_norm: bool
 
 
 def project(
-    context: Context, *, normaliser_decay: float = 0.0, exclude: str | None = None
+    context: Context, *, normaliser_decay: float = 0.0, exclude: str | None = None, dry_run: bool = False
 ) -> "list[SupervisedPlugin[Any]]":
     """Weights keep their initial norms (arXiv 2407.01800)."""
-    return plugin("NormalizeAndProjectPlugin")(context, normaliser_decay=normaliser_decay, exclude=exclude)
+    options = {"normaliser_decay": normaliser_decay, "exclude": exclude, "dry_run": dry_run}
+    return plugin("NormalizeAndProjectPlugin")(context, **options)
 
 
 def leaky_relu(network: nn.Module, example: tuple[Any, ...], *, slope: float = 0.01) -> nn.Module:
@@ -72,7 +73,7 @@ def crelu(network: nn.Module, example: tuple[Any, ...]) -> nn.Module:
 
 
 def plasticity_injection(
-    context: Context, *, share: float = 0.5, exclude: str | None = None
+    context: Context, *, share: float = 0.5, exclude: str | None = None, dry_run: bool = False
 ) -> "list[SupervisedPlugin[Any]]":
     """A new head in the course of the stream, with the old one frozen (arXiv 2305.15555).
 
@@ -80,9 +81,10 @@ def plasticity_injection(
         context: The run.
         share: Where in the stream, from 0 to 1.
         exclude: Layers that the head must not have.
+        dry_run: Inject nothing, but say what would be.
     """
     experience = max(1, int(share * context.experiences))
-    return plugin("PlasticityInjectionPlugin")(context, experience=experience, exclude=exclude)
+    return plugin("PlasticityInjectionPlugin")(context, experience=experience, exclude=exclude, dry_run=dry_run)
 
 
 register(

@@ -153,6 +153,7 @@ def treated_units(
     Raises:
         ValueError: if an entry holds no number of units, or the number of an experience that there is not.
     """
+    treatments = done(treatments)
     if not counted or any("steps" in entry or "frozen_parameters" in entry for entry in treatments):
         return None
     total = sum(hidden[1:]) if fresh else 0
@@ -248,6 +249,11 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
     }
 
 
+def done(treatments: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the treatments that were given, without those of dry runs, which say what would have been."""
+    return [entry for entry in treatments if not entry.get("dry_run")]
+
+
 def damage(treatments: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What the interventions of a run cost at the moment, before any training.
 
@@ -259,6 +265,7 @@ def damage(treatments: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "output_shift" and "accuracy_damage", the fall of that accuracy: means over the interventions that report them,
         None where none does.
     """
+    treatments = done(treatments)
     falls = [entry["accuracy_before"] - entry["accuracy_after"] for entry in treatments if "accuracy_after" in entry]
     return {
         "output_shift": _mean([entry["output_shift"] for entry in treatments if "output_shift" in entry]),

@@ -35,7 +35,7 @@ from plasticity.measures import dead_units, dormant_units
 from plasticity.methods.parameters import Entry, in_range, total_norm
 from plasticity.methods.recycling import check_moments, check_shares, private_groups, renew
 from plasticity.methods.shrink_perturb import ShrinkPerturbRule, shrink_and_perturb
-from plasticity.methods.treatment import Treatment
+from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.optimizer_state import Moments, forget_state
 from plasticity.probe import Probe, output_shift
 
@@ -170,6 +170,7 @@ def treat_as_needed(
     grown = weight_growth(entries, initial or {}) if entries else 1.0
     if strongest >= STRONGEST or (entries and rule.growth is not None and grown >= rule.growth):
         treatment = STRONGEST
+        why = "learning has fallen behind again" if strongest >= STRONGEST else f"weights are {grown:.3g} times as long"
         chosen = {group.name: torch.arange(group.size) for group in units}
         how = ShrinkPerturbRule("interpolate", strength=rule.strength)
         shrink_and_perturb(model, entries, initial or {}, how, generator or torch.Generator())
@@ -184,6 +185,8 @@ def treat_as_needed(
             if numbers[name][column] > 0 and numbers[name][column] >= least * len(mask)
         }
         treatment = strongest if chosen else 0
+        dormancy = f"dormant: mean magnitude at most {rule.tau:g} of its layer's"
+        why = dead_on(probe.samples) if strongest == 1 else dormancy
         renew(model, private, chosen, optimizer, generator, initial, rule.moments)
     return Treatment(
         method="adaptive",
@@ -197,4 +200,5 @@ def treat_as_needed(
             "treated": sum(map(len, chosen.values())),
         },
         output_shift=output_shift(before, probe.outputs(model)) if treatment else 0.0,
+        reasons=because({why: chosen}),
     )

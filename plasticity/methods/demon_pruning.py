@@ -30,7 +30,7 @@ from plasticity.measures import dead_units
 from plasticity.methods.demon_masks import PrunedUnits, still_dead, without
 from plasticity.methods.demon_noise import Gate
 from plasticity.methods.parameters import in_range
-from plasticity.methods.treatment import Treatment
+from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.probe import Probe, output_shift
 from plasticity.removal import Removal, removal_obstacle, remove_units
 
@@ -216,6 +216,12 @@ def prune_dead_units(
             "parameters": pruned.unmasked(model),
         },
         output_shift=output_shift(before, probe.outputs(model)) if masked or removable else 0.0,
+        reasons=because(
+            {
+                f"{dead_on(probe.samples)}; masked": masked,
+                f"{dead_on(probe.samples)}; removed": removable,
+            }
+        ),
     )
     return Pruning(report, removal, left)
 

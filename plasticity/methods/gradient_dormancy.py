@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew, unjudged
-from plasticity.methods.treatment import Treatment
+from plasticity.methods.treatment import Treatment, because
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
@@ -123,4 +123,5 @@ def recycle_gradient_dormant_units(
         units={name: numbers.tolist() for name, numbers in chosen.items() if len(numbers)},
         counts={"dormant": sum(int(mask.sum()) for mask in dormant.values()), "recycled": recycled},
         output_shift=0.0 if before is None else output_shift(before, probe.outputs(model)),
+        reasons=because({f"dormant: mean gradient at most {rule.tau:g} of its layer's": chosen}),
     )

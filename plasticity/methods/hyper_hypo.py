@@ -65,7 +65,8 @@ def choose_entries(
     learning = sum(int(mask.sum()) for mask in entries.values())
     counts = {**_counts(selections), "trainable_fraction": learning / total}
     treated = {name: sorted(each.chosen.tolist()) for name, each in selections.items() if len(each.chosen)}
-    return Treatment("hyper-hypo", probe.samples, treated, counts), selections, entries
+    report = Treatment("hyper-hypo", probe.samples, treated, counts, reasons=_reasons(rule, selections, treated))
+    return report, selections, entries
 
 
 def incoming_entries(model: nn.Module, units: UnitGroups, selections: Mapping[str, Selection]) -> dict[str, Tensor]:
@@ -102,6 +103,24 @@ def _rows(model: nn.Module, name: str) -> int:
     if weight is None:
         raise UserError(f"layer '{name}' computes its weight from other parameters, so single units cannot be adapted")
     return len(weight)
+
+
+def _reasons(
+    rule: HyperHypoRule, selections: Mapping[str, Selection], treated: Mapping[str, list[int]]
+) -> dict[str, dict[str, list[int]]]:
+    """Return why units are treated, as `Treatment` holds it."""
+    if rule.units == "random":
+        return {"drawn at random, as many as lie at both ends": dict(treated)} if treated else {}
+    low, high = (f"among the {end} {rule.percent:g}% of its layer" for end in ("lowest", "highest"))
+    if rule.select == "bounds":
+        low, high = f"at most {rule.bounds[0]:g}", f"at least {rule.bounds[1]:g}"
+    found: dict[str, dict[str, list[int]]] = {}
+    for end, limit in (("hyper", high), ("hypo", low)):
+        units = {name: set(getattr(selections[name], end).tolist()) for name in treated}
+        groups = {name: [number for number in numbers if number in units[name]] for name, numbers in treated.items()}
+        if any(groups.values()):
+            found[f"{end}: {rule.saliency} {limit}"] = {name: numbers for name, numbers in groups.items() if numbers}
+    return found
 
 
 def _counts(selections: Mapping[str, Selection]) -> dict[str, float]:
@@ -172,7 +191,8 @@ def prune_units(
         "pruned_in_all": sum(int(mask.sum()) for mask in pruned.values()),
     }
     shift = output_shift(before, probe.outputs(model)) if gone else 0.0
-    return Treatment("hyper-hypo", probe.samples, gone, counts, shift), selections
+    reasons = _reasons(rule, selections, gone)
+    return Treatment("hyper-hypo", probe.samples, gone, counts, shift, reasons), selections
 
 
 def _either(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

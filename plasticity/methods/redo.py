@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from plasticity.groups import UnitGroups
 from plasticity.measures import dormant_units
 from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew, unjudged
-from plasticity.methods.treatment import Treatment
+from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
 
@@ -102,4 +102,12 @@ def recycle_dormant_units(
             "recycled": recycled,
         },
         output_shift=output_shift(before, probe.outputs(model)) if recycled else 0.0,
+        reasons=because(
+            {
+                dead_on(probe.samples): {name: index[scores[name][index] == 0] for name, index in chosen.items()},
+                f"dormant: mean magnitude at most {rule.tau:g} of its layer's": {
+                    name: index[scores[name][index] != 0] for name, index in chosen.items()
+                },
+            }
+        ),
     )

@@ -25,7 +25,7 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write, layer, unwrap
 from plasticity.masks import Masks
 from plasticity.measures import dead_units
-from plasticity.methods.treatment import Treatment
+from plasticity.methods.treatment import Treatment, dead_on
 from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe, output_shift
 from plasticity.surgery import reinitialise
@@ -162,6 +162,7 @@ def strip_dead_units(
             "removed_fraction": masks.removed_fraction(),
         },
         output_shift=output_shift(before, outputs) if rounds else 0.0,
+        reasons={dead_on(probe.samples): touched} if touched else {},
     )
 
 

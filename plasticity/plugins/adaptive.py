@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.base import Every
 from plasticity.plugins.recycling import RecyclingPlugin
+from plasticity.preview import Preview
 from plasticity.probe import Probe
 
 
@@ -36,6 +38,7 @@ class AdaptivePlugin(RecyclingPlugin):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: `dead`, `fall`, `growth`, `tau`, `strength`, `moments`; see `plasticity.methods.adaptive.AdaptiveRule`.
 
     Attributes:
@@ -57,10 +60,13 @@ class AdaptivePlugin(RecyclingPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         self.rule = change_rule(self, AdaptiveRule(), rule)
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
         self.record = LearningRecord(self.rule.fall)
         self._strongest = 1
         self._between = False
@@ -75,7 +81,7 @@ class AdaptivePlugin(RecyclingPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Judge how the experience before was learned, and treat."""
-        self._entries = self._values.update(strategy.model, self.excluded.tensors(strategy.model))
+        self.take_hold(strategy.model)
         boundary = _at_task_boundary(strategy.experience)
         self._between = bool(boundary and self._recent.samples)
         if self._between:
@@ -99,6 +105,22 @@ class AdaptivePlugin(RecyclingPlugin):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let go of the parameters, which may be replaced."""
         self._entries = []
+
+    def take_hold(self, model: nn.Module) -> None:
+        """Keep the first weights of what is new, and look up the parameters."""
+        super().take_hold(model)
+        self._entries = self._values.update(model, self.excluded.tensors(model))
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Say what would be treated if an experience began now; arguments as for every plugin."""
+        between = copy.deepcopy(self)
+        between._between = True
+        return super(AdaptivePlugin, between).preview(model, batches, optimizer)
 
     # --- doing it ----------------------------------------------------------------------------------------------
 

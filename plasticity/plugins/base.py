@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.removed import removed_units, still_removed
+from plasticity.preview import Preview, changed_parameters, sizes, twins
 from plasticity.probe import Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
@@ -56,9 +58,11 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         excluded: The layers that are left alone.
+        latest: With `dry_run`, what the latest treatment would have done; `print` shows it.
         history: The reports of all interventions so far, as plain dictionaries with their "experience".
 
     Raises:
@@ -66,6 +70,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """
 
     method = "treatment"
+    needs_private = False
+    """Whether units can be treated in private groups alone."""
 
     def __init__(
         self,
@@ -75,6 +81,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         if every not in ("experience", "epoch") and not _is_count(every):
@@ -85,6 +92,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         self.probe_samples = probe_samples
         self.groups = None if groups is None else UnitGroups(groups)
         self.excluded = Exclusion(exclude)
+        self.dry_run = dry_run
+        self.latest: Preview | None = None
         self.history: list[dict[str, Any]] = []
         self._generator_state = torch.Generator().manual_seed(seed).get_state()
         self._recent = RecentInputs(probe_samples)
@@ -101,6 +110,12 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     ) -> Treatment | None:
         """Treat the network; returns what was done, or None if there is nothing to report."""
         raise NotImplementedError
+
+    def take_hold(self, model: nn.Module) -> None:
+        """Look up in a network what `treat` will need of it; by default nothing."""
+
+    def learn_from(self, trial: Any) -> None:
+        """Keep what a copy of the plugin has noted of a treatment for a report; by default nothing."""
 
     def tell_others(self, strategy: Any, report: Treatment) -> None:
         """Tell the strategy's other plugins of a change beneath them, right after a treatment; by default nothing.
@@ -177,21 +192,82 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         gone, self._removed = still_removed(strategy), removed_units(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
-        report = self.treat(
-            strategy.model, self._units, self._recent.probe(strategy.device), strategy.optimizer, generator
-        )
+        subject = strategy.model, self._units, self._recent.probe(strategy.device), strategy.optimizer, generator
+        told: dict[str, Any] = {}
+        if self.dry_run:
+            self.latest = self._rehearse(*subject, strategy)
+            report = self.latest.report
+            told = {} if report is None else {"dry_run": True, "reasons": report.reasons}
+        else:
+            report = self.treat(*subject)
+            if report is not None:
+                self.tell_others(strategy, report)
+            for removed in gone:
+                removed.apply(strategy.model)
         self._generator_state = generator.get_state()
-        if report is not None:
-            self.tell_others(strategy, report)
-        for removed in gone:
-            removed.apply(strategy.model)
         if report is None:
             return
         experience = int(strategy.experience.current_experience)
-        self.history.append({"experience": experience, "iteration": self._iterations, **report.as_dict()})
+        self.history.append({"experience": experience, "iteration": self._iterations, **report.as_dict(), **told})
         for name, value in {**report.counts, "output_shift": report.output_shift}.items():
-            title = "".join(part.capitalize() for part in (*report.method.split("-"), *name.split("_")))
+            words = (*report.method.split("-"), *name.split("_"), *(("dry", "run") if self.dry_run else ()))
+            title = "".join(part.capitalize() for part in words)
             self._publish(strategy, f"{title}/train_phase/train_stream/Exp{experience:03d}", float(value))
+
+    # --- trying it ---------------------------------------------------------------------------------------------
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Say what would be treated now, and why. Neither the network nor the plugin changes.
+
+        Args:
+            model: The network.
+            batches: Inputs of training mini-batches on which units are judged: the input, or a tuple of the model's
+                positional inputs. The latest are taken where there are more samples than `probe_samples`.
+            optimizer: The network's optimizer.
+
+        Returns:
+            What would be treated; `print` shows it.
+
+        Raises:
+            UserError: If the network has no units to treat, or cannot be copied; says so for methods that need more
+                than inputs, which `dry_run=True` gives them.
+        """
+        recent = RecentInputs(self.probe_samples)
+        for batch in batches:
+            recent.add(batch if isinstance(batch, tuple) else (batch,))
+        probe = recent.probe()
+        units = self.units_of(model, probe.example)
+        generator = torch.Generator()
+        generator.set_state(self._generator_state)
+        used = optimizer if optimizer is not None else torch.optim.SGD([nn.Parameter(torch.zeros(()))])
+        return self._rehearse(model, units, probe, used, generator)
+
+    def _rehearse(
+        self,
+        model: nn.Module,
+        units: UnitGroups,
+        probe: Probe,
+        optimizer: Optimizer,
+        generator: torch.Generator,
+        strategy: Any = None,
+    ) -> Preview:
+        """Let a copy of the plugin treat a copy of the network."""
+        network, copied = twins(model, optimizer)
+        cuda = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+        trial = copy.deepcopy(self, {id(strategy): strategy})
+        trial.take_hold(network)
+        with torch.random.fork_rng(devices=cuda):
+            report = trial.treat(network, units, probe, copied, generator)
+        self.learn_from(trial)
+        written = changed_parameters(model, network)
+        left_alone = {group.name: str(group.reason) for group in units if self.needs_private and not group.private}
+        treatable = UnitGroups(group for group in units if group.name not in left_alone)
+        return Preview(self.method, report, sizes(treatable), {**left_alone, **self._left_alone}, written)
 
     def _publish(self, strategy: Any, name: str, value: float) -> None:
         source = _Source(self.method)

@@ -26,6 +26,7 @@ class ContinualBackpropPlugin(StepwisePlugin):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `replacement_rate`, `maturity`, `decay`, `outgoing`, `transfer`,
             `moments`; see `plasticity.methods.continual_backprop.ContinualBackpropRule`.
 
@@ -47,10 +48,11 @@ class ContinualBackpropPlugin(StepwisePlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
-        super().__init__(seed=seed, groups=groups, exclude=exclude)
+        super().__init__(seed=seed, groups=groups, exclude=exclude, dry_run=dry_run)
         self._method = ContinualBackprop(self.rule)
 
     def make_activity(self, model: nn.Module, units: UnitGroups) -> MagnitudeActivity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from plasticity.errors import UserError
@@ -19,6 +20,7 @@ from plasticity.methods.dash import DASHRule, descent_direction, shrink_by_direc
 from plasticity.methods.parameters import Entry
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.whole_weights import WholeWeightPlugin
+from plasticity.preview import Preview
 
 
 class DASHPlugin(WholeWeightPlugin):
@@ -33,6 +35,7 @@ class DASHPlugin(WholeWeightPlugin):
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator, for dropout in that pass.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: `threshold`, `smoothing`, `optimizer_state`; see `plasticity.methods.dash.DASHRule`.
 
     Attributes:
@@ -53,13 +56,18 @@ class DASHPlugin(WholeWeightPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         self.rule = change_rule(self, DASHRule(), rule)
         super().__init__(
-            optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed, exclude=exclude
+            optimizer_state=self.rule.optimizer_state,
+            probe_samples=probe_samples,
+            seed=seed,
+            exclude=exclude,
+            dry_run=dry_run,
         )
         self.batch_size = batch_size
         self._strategy: Any = None  # while it treats
@@ -79,6 +87,19 @@ class DASHPlugin(WholeWeightPlugin):
             self._strategy = None
         if len(self.history) > treatments:
             self.history[-1].update(gradient_samples=self._cost[0], gradient_batches=self._cost[1])
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Refuse: the data of an experience and a loss are needed, which only a strategy has."""
+        raise UserError("DASHPlugin needs the data and the loss of a strategy: train with DASHPlugin(dry_run=True)")
+
+    def learn_from(self, trial: DASHPlugin) -> None:
+        """Keep how much data it took."""
+        self._cost = trial._cost
 
     def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
         """Shrink once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -35,6 +36,7 @@ from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
+from plasticity.preview import Preview
 from plasticity.probe import Probe, RecentInputs, balanced
 from plasticity.removal import Removal
 from plasticity.schedules import one_cycle
@@ -65,6 +67,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         seed: Seed of the noise.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `regularisation`, `noise_std`, `span`, `regularise`, `gate`; see
             `plasticity.methods.demon_pruning.DemonRule`.
 
@@ -93,9 +96,12 @@ class DemonPruningPlugin(TreatmentPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
         if mode not in get_args(Mode):
             raise UserError(f"unknown mode {mode!r}; there are: {', '.join(get_args(Mode))}")
         if mode == "shrink" and groups is not None:
@@ -130,7 +136,9 @@ class DemonPruningPlugin(TreatmentPlugin):
         return self.pruned.masks
 
     def strength(self, peak: float) -> float:
-        """Return the present value of a peak strength on the one-cycle schedule."""
+        """Return the present value of a peak strength on the one-cycle schedule; 0 where nothing is to be done."""
+        if self.dry_run:
+            return 0.0
         return one_cycle(self._step, round(self.rule.span * (self._steps or 0)), peak)
 
     def treat(
@@ -234,6 +242,21 @@ class DemonPruningPlugin(TreatmentPlugin):
         if self._done is not None and self._done.removal is not None:
             self._units = None
             follow_removal(self, strategy, self._done.removal)
+
+    def learn_from(self, trial: DemonPruningPlugin) -> None:
+        """Keep what was left alone, and why."""
+        self._done = trial._done
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Say what would be pruned now; arguments as for every plugin. Without labels classes are not balanced."""
+        unlabelled = copy.deepcopy(self)
+        unlabelled._labels = RecentInputs(self.probe_samples)
+        return super(DemonPruningPlugin, unlabelled).preview(model, batches, optimizer)
 
     def follow_removal(self, strategy: Any, removal: Removal) -> None:
         """Go along with units that another plugin has removed physically."""

@@ -23,6 +23,7 @@ class FIREPlugin(WholeWeightPlugin):
     Args:
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: `iterations`, `strength`, `layers`, `optimizer_state`; see `plasticity.methods.fire.FIRERule`.
 
     Attributes:
@@ -36,9 +37,13 @@ class FIREPlugin(WholeWeightPlugin):
 
     method = "fire"
 
-    def __init__(self, *, probe_samples: int = 2048, exclude: Exclude = None, **rule: Any) -> None:
+    def __init__(
+        self, *, probe_samples: int = 2048, exclude: Exclude = None, dry_run: bool = False, **rule: Any
+    ) -> None:
         self.rule = change_rule(self, FIRERule(), rule)
-        super().__init__(optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, exclude=exclude)
+        super().__init__(
+            optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, exclude=exclude, dry_run=dry_run
+        )
 
     @property
     def idle(self) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
@@ -19,6 +20,7 @@ from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.recycling import RecyclingPlugin
+from plasticity.preview import Preview
 from plasticity.probe import Probe
 
 
@@ -35,6 +37,7 @@ class GradientDormancyPlugin(RecyclingPlugin):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `tau`, `gradient`, `maximum_share`, `moments`; see
             `plasticity.methods.gradient_dormancy.GradientDormancyRule`.
 
@@ -59,11 +62,14 @@ class GradientDormancyPlugin(RecyclingPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         check_count("batches", batches, 1)
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
         self.batches = batches
         self._collected: list[tuple[int, dict[str, BatchSums]]] = []
         self._observer = ForwardObserver(self._watching, self.groups)
@@ -88,6 +94,29 @@ class GradientDormancyPlugin(RecyclingPlugin):
         return recycle_gradient_dormant_units(
             model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial, self._removed
         )
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Say what would be treated by the gradients seen last; otherwise as for every plugin.
+
+        Args:
+            model: The network.
+            batches: Inputs of training mini-batches, on which the shift of outputs is measured.
+            optimizer: The network's optimizer.
+
+        Raises:
+            UserError: If no gradients were seen.
+        """
+        if not self._collected:
+            raise UserError(
+                "GradientDormancyPlugin has seen no gradients yet, which only training brings: train with "
+                "GradientDormancyPlugin(dry_run=True)"
+            )
+        return super().preview(model, batches, optimizer)
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class HareTortoisePlugin(StepPlugin):
     Args:
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
             They are not averaged: the tortoise has them as the hare.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: `momentum`, `reset_every`, `optimizer_state`; see `plasticity.methods.hare_tortoise.HareTortoiseRule`.
 
     Attributes:
@@ -48,8 +49,8 @@ class HareTortoisePlugin(StepPlugin):
 
     method = "hare-tortoise"
 
-    def __init__(self, *, exclude: Exclude = None, **rule: Any) -> None:
-        super().__init__(exclude=exclude)
+    def __init__(self, *, exclude: Exclude = None, dry_run: bool = False, **rule: Any) -> None:
+        super().__init__(exclude=exclude, dry_run=dry_run)
         self.rule = change_rule(self, HareTortoiseRule(), rule)
         self.tortoise = Tortoise(self.excluded.tensors)
         self.model_is_tortoise = False
@@ -80,9 +81,11 @@ class HareTortoisePlugin(StepPlugin):
         self._steps += 1
         self._iterations += 1
         if self.rule.reset_every is not None and self._iterations % self.rule.reset_every == 0:
+            self._resets += 1
+            if self.dry_run:
+                return
             self.tortoise.give()
             keep_removed(strategy)
-            self._resets += 1
             if self.rule.optimizer_state == "clear":
                 forget_state(strategy.optimizer, self.excluded.tensors(strategy.model))
 
@@ -90,13 +93,14 @@ class HareTortoisePlugin(StepPlugin):
         """Put the tortoise in place."""
         super().after_training_exp(strategy, *args, **kwargs)
         self._resets = 0
-        self._exchange(strategy)
-        self.model_is_tortoise = True
+        if not self.dry_run:
+            self._exchange(strategy)
+            self.model_is_tortoise = True
         self.tortoise.release()
 
     def before_eval(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Evaluate the tortoise in the middle of training, too."""
-        if self.tortoise.following and not self.model_is_tortoise:
+        if self.tortoise.following and not self.model_is_tortoise and not self.dry_run:
             self._exchange(strategy)
             self.model_is_tortoise = self._evaluating = True
 
@@ -114,6 +118,11 @@ class HareTortoisePlugin(StepPlugin):
     def follow_renewal(self, strategy: Any, names: Collection[str]) -> None:
         """Go along with parameters that another plugin has drawn anew."""
         self.tortoise.renew(strategy.model, names)
+
+    def acts_on(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters that are averaged, by qualified name."""
+        averaged = self.tortoise.averaged(model)
+        return {name: each for name, each in unwrap(model).named_parameters() if name in averaged}
 
     def _exchange(self, strategy: Any) -> None:
         self.tortoise.exchange(strategy.model)

@@ -60,6 +60,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
             They learn as always while other units learn alone.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         rule: The arguments that say how units are chosen; see `plasticity.methods.hyper_hypo.HyperHypoRule`.
@@ -97,8 +98,11 @@ class HyperHypoPlugin(TreatmentPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
     ) -> None:
-        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every="experience", probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
         self.rule = HyperHypoRule(mode, saliency, select, percent, low, high, units, maximum_pruned)
         if not 0 <= adapt_share <= 1:
             raise UserError(f"adapt_share must lie in [0, 1], not {adapt_share}")
@@ -157,7 +161,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self.masks.apply(strategy.model)
         if len(self.history) > treatments:
             self._iterations_left = None
-            if self.self_label:
+            if self.self_label and not self.dry_run:
                 self.history[-1]["self_labelled"] = 0
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +177,7 @@ class HyperHypoPlugin(TreatmentPlugin):
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let predictions stand in for labels, for this loss alone: other plugins use the criterion at other times."""
         alone = self.self_label is True and self._stage is not None
-        if alone or (self.self_label == "all" and self.history):
+        if alone or (self.self_label == "all" and self.history and not self.dry_run):
             self._labels = SelfLabels(strategy._criterion, self.confident_share)
             strategy._criterion = self._labels
 

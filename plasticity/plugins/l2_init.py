@@ -25,6 +25,7 @@ class L2InitPlugin(PenaltyPlugin):
         strength: Of the penalty; 0 leaves everything untouched; None: the preset's.
         preset: "default", or "kumar2023" with the authors' half.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         initial: The initial values by qualified name of the parameter.
@@ -38,8 +39,12 @@ class L2InitPlugin(PenaltyPlugin):
 
     method = "l2-init"
 
-    def __init__(self, strength: float | None = None, *, preset: str = "default", exclude: Exclude = None) -> None:
-        super().__init__(preset_strength(PRESETS, preset) if strength is None else strength, exclude=exclude)
+    def __init__(
+        self, strength: float | None = None, *, preset: str = "default", exclude: Exclude = None, dry_run: bool = False
+    ) -> None:
+        super().__init__(
+            preset_strength(PRESETS, preset) if strength is None else strength, exclude=exclude, dry_run=dry_run
+        )
         self.initial = InitialValues(UNNORMALISED_KINDS)
 
     def entries(self, model: nn.Module) -> list[Entry]:

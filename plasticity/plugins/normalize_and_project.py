@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
-from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, trainable
+from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, total_norm, trainable
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
 from plasticity.removal import Removal
@@ -28,6 +28,7 @@ class NormalizeAndProjectPlugin(StepPlugin):
         normaliser_decay: By which share of the distance scales and shifts of normalisers are drawn to their initial
             values at every step, in [0, 1].
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         history: For every experience the number of steps.
@@ -40,8 +41,8 @@ class NormalizeAndProjectPlugin(StepPlugin):
 
     method = "normalize-and-project"
 
-    def __init__(self, *, normaliser_decay: float = 0.0, exclude: Exclude = None) -> None:
-        super().__init__(exclude=exclude)
+    def __init__(self, *, normaliser_decay: float = 0.0, exclude: Exclude = None, dry_run: bool = False) -> None:
+        super().__init__(exclude=exclude, dry_run=dry_run)
         self.normaliser_decay = in_range("normaliser_decay", normaliser_decay, 0, 1)
         self.initial = InitialValues(NORM_KINDS)
         self._norms: dict[str, tuple[Tensor, torch.Size]] = {}
@@ -84,14 +85,30 @@ class NormalizeAndProjectPlugin(StepPlugin):
             self._normalisers = [entry.parameter for entry in entries]
             self._drawn_to = [self.initial[entry.name] for entry in entries]
 
+    def acts_on(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the weights that are projected, and the parameters of normalisers that are drawn back, by name."""
+        spared = self.excluded.tensors(model)
+        kinds = (*WEIGHT_KINDS, *(NORM_KINDS if self.normaliser_decay > 0 else ()))
+        return {entry.name: entry.parameter for entry in trainable(unwrap(model), kinds, spared)}
+
+    def summary(self, model: nn.Module) -> dict[str, float | None]:
+        """Return, of a dry run, how much longer the weights are than they would be; else nothing."""
+        if not self.dry_run or not self._weights:
+            return {}
+        length = float(total_norm([weight.detach() for weight in self._weights]))
+        kept = float(torch.stack(self._targets).sum().sqrt())
+        return {"relative_length": length / kept if kept > 0 else None}
+
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Project the weights."""
+        self._steps += 1
+        if self.dry_run:
+            return
         keep_removed(strategy)  # what is removed counts for no norm
         project(self._weights, self._targets)
         if self.normaliser_decay > 0:
             draw_back(self._normalisers, self._drawn_to, self.normaliser_decay)
             keep_removed(strategy)
-        self._steps += 1
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Report, and let go of the parameters, which may be replaced."""

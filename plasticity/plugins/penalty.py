@@ -27,6 +27,7 @@ class PenaltyPlugin(StepPlugin):
     Args:
         strength: Of the penalty; 0 leaves everything untouched.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Raises:
         UserError: If the strength is negative; while training, if another plugin has put another loss in place.
@@ -34,8 +35,8 @@ class PenaltyPlugin(StepPlugin):
 
     method = "penalty"
 
-    def __init__(self, strength: float, *, exclude: Exclude = None) -> None:
-        super().__init__(exclude=exclude)
+    def __init__(self, strength: float, *, exclude: Exclude = None, dry_run: bool = False) -> None:
+        super().__init__(exclude=exclude, dry_run=dry_run)
         self.strength = in_range("strength", strength)
         self._entries: list[Entry] = []
         self._one: Tensor | None = None
@@ -63,12 +64,14 @@ class PenaltyPlugin(StepPlugin):
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Make ready to see by how much the loss is scaled."""
-        if self.strength > 0:
+        if self.strength > 0 and not self.dry_run:
             self._one = torch.zeros((), device=strategy.loss.device, requires_grad=True)
             strategy.loss = strategy.loss + self._one
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the gradient."""
+        if self.strength > 0:
+            self._steps += 1
         if self._one is None:
             return
         scale, self._one = self._one.grad, None
@@ -78,7 +81,10 @@ class PenaltyPlugin(StepPlugin):
                 f"put {type(self).__name__} behind it"
             )
         self.add_gradient(self._entries, scale)
-        self._steps += 1
+
+    def acts_on(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters that are penalised, by qualified name."""
+        return {entry.name: entry.parameter for entry in self.entries(model)} if self.strength > 0 else {}
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return the penalty as it is at the end; None for a network that has diverged."""

@@ -39,6 +39,7 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         seed: Seed of the plugin's own random generator.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
             A head with such a layer in it is refused.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         history: One entry, with the numbers of parameters that are trained and frozen.
@@ -53,9 +54,15 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
     method = "plasticity-injection"
 
     def __init__(
-        self, experience: int = 1, *, head: Sequence[str] | None = None, seed: int = 0, exclude: Exclude = None
+        self,
+        experience: int = 1,
+        *,
+        head: Sequence[str] | None = None,
+        seed: int = 0,
+        exclude: Exclude = None,
+        dry_run: bool = False,
     ) -> None:
-        super().__init__(every="experience", probe_samples=512, seed=seed, exclude=exclude)
+        super().__init__(every="experience", probe_samples=512, seed=seed, exclude=exclude, dry_run=dry_run)
         if not isinstance(experience, int) or isinstance(experience, bool) or experience < 1:
             raise UserError(f"experience must be a whole number of at least 1, not {experience!r}")
         self.experience = experience

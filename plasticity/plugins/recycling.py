@@ -27,6 +27,7 @@ class RecyclingPlugin(TreatmentPlugin):
     """
 
     knows_units = True
+    needs_private = True
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -53,6 +54,10 @@ class RecyclingPlugin(TreatmentPlugin):
     def tell_others(self, strategy: Any, report: Treatment) -> None:
         """Tell plugins that keep the ages of units which ones are new."""
         tell(self, strategy, "follow_new_units", report.units)
+
+    def take_hold(self, model: nn.Module) -> None:
+        """Keep the weights that fresh ones are drawn like, if there are none yet."""
+        self.remember(model)
 
     def note_skipped(self, units: UnitGroups) -> None:
         """Say in the first report which groups are left alone."""

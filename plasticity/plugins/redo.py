@@ -30,6 +30,7 @@ class ReDoPlugin(RecyclingPlugin):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `tau`, `maximum_share`, `moments`; see
             `plasticity.methods.redo.ReDoRule`.
 
@@ -53,12 +54,15 @@ class ReDoPlugin(RecyclingPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         if every is None:
             every = 200_000 if preset == "dopamine" else 1000
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator

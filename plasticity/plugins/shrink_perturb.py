@@ -41,6 +41,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `shrink`, `perturb`, `decay`, `noise`, `scale`, `strength`,
             `optimizer_state`; see `plasticity.methods.shrink_perturb.ShrinkPerturbRule`.
 
@@ -64,6 +65,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         if preset is None and variant in _PRESET_OF:
@@ -75,7 +77,11 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         chosen = replace(chosen, variant=variant)  # type: ignore[arg-type]  # checked by the rule
         self.rule = change_rule(self, chosen, rule, hidden=("variant",))
         super().__init__(
-            optimizer_state=self.rule.optimizer_state, probe_samples=probe_samples, seed=seed, exclude=exclude
+            optimizer_state=self.rule.optimizer_state,
+            probe_samples=probe_samples,
+            seed=seed,
+            exclude=exclude,
+            dry_run=dry_run,
         )
         if variant != "experience":
             self.method = f"shrink-perturb-{variant}"
@@ -98,12 +104,16 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         spared = self.excluded.tensors(model)
         return shrink_and_perturb(model, self._entries, self.initial, self.rule, generator, spared)
 
+    def take_hold(self, model: nn.Module) -> None:
+        """Look up the parameters, and keep the initial values of what is new."""
+        self._entries = self.initial.update(model, self.excluded.tensors(model))
+
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the initial values of what is new, and treat between experiences."""
         if not self.rule.idle:
-            self._entries = self.initial.update(strategy.model, self.excluded.tensors(strategy.model))
+            self.take_hold(strategy.model)
         super().before_training_exp(strategy, *args, **kwargs)
         if self.rule.variant == "step" and not self.rule.idle:
             self._scales = noise_scales(self._entries, self.initial, self.rule)
@@ -112,16 +122,19 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Shrink and perturb at this step, with "step"."""
         if self.rule.variant == "step" and not self.rule.idle:
+            self._steps += 1
+            if self.dry_run:
+                return
             parameters = [entry.parameter for entry in self._entries]
             shrink_and_perturb_step(parameters, self._scales, self.rule, self._noise)
             keep_removed(strategy)
-            self._steps += 1
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Report on "step", and let go of the parameters, which may be replaced."""
         if self._parts.complete(strategy.experience) and self._steps:
             experience = int(strategy.experience.current_experience)
-            self.history.append({"experience": experience, "method": self.method, "steps": self._steps})
+            told = {"dry_run": True} if self.dry_run else {}
+            self.history.append({"experience": experience, "method": self.method, "steps": self._steps, **told})
             self._steps = 0
         self._keep_noise_state()
         self._entries, self._scales, self._noise = [], [], None

@@ -31,6 +31,7 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
         strength: Of the penalty; 0 leaves everything untouched.
         seed: Seed of the plugin's own random generator, for the first guess of singular vectors.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: `power`, `biases`, `normalisers`; see `plasticity.methods.spectral_regularization.SpectralRule`.
 
     Attributes:
@@ -46,10 +47,16 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
     method = "spectral-regularization"
 
     def __init__(
-        self, strength: float = SpectralRule.strength, *, seed: int = 0, exclude: Exclude = None, **rule: Any
+        self,
+        strength: float = SpectralRule.strength,
+        *,
+        seed: int = 0,
+        exclude: Exclude = None,
+        dry_run: bool = False,
+        **rule: Any,
     ) -> None:
         chosen = change_rule(self, SpectralRule(), rule)
-        super().__init__(strength, exclude=exclude)
+        super().__init__(strength, exclude=exclude, dry_run=dry_run)
         self.rule = replace(chosen, strength=self.strength)
         self.vectors: dict[str, Tensor] = {}
         self._generator_state = torch.Generator().manual_seed(seed).get_state()

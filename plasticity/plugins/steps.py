@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from plasticity.exclusion import Exclude, Exclusion
+from plasticity.preview import Preview
 
 
 class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
@@ -17,6 +19,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     Args:
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Attributes:
         excluded: The layers that are left alone.
@@ -25,12 +28,26 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     method = "steps"
 
-    def __init__(self, *, exclude: Exclude = None) -> None:
+    def __init__(self, *, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.history: list[dict[str, Any]] = []
         self.excluded = Exclusion(exclude)
+        self.dry_run = dry_run
         self._steps = 0
         self._parts = Parts()
+
+    def acts_on(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters on which the plugin acts, by qualified name."""
+        raise NotImplementedError
+
+    def preview(self, model: nn.Module) -> Preview:
+        """Say on which parameters the plugin would act at every step. Neither the network nor the plugin changes.
+
+        Args:
+            model: The network.
+        """
+        found = copy.deepcopy(self).acts_on(model)
+        return Preview(self.method, parameters={name: (each.numel(), each.numel()) for name, each in found.items()})
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return what is to be told of an experience at its end."""
@@ -46,6 +63,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
                     "experience": int(strategy.experience.current_experience),
                     "method": self.method,
                     "steps": self._steps,
+                    **({"dry_run": True} if self.dry_run else {}),
                     **self.summary(strategy.model),
                 }
             )

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from plasticity.exclusion import Exclude
-from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.methods.watching import LatestActivity
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.plugins.removed import keep_removed
+from plasticity.preview import Preview, keep_in_step, sizes, twins
+from plasticity.probe import Probe
 
 
 class StepwisePlugin(RecyclingPlugin):
@@ -30,15 +33,24 @@ class StepwisePlugin(RecyclingPlugin):
         seed: Seed of the plugin's own random generator.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
     """
 
-    def __init__(self, *, seed: int = 0, groups: Iterable[UnitGroup] | None = None, exclude: Exclude = None) -> None:
-        super().__init__(seed=seed, groups=groups, exclude=exclude)
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        groups: Iterable[UnitGroup] | None = None,
+        exclude: Exclude = None,
+        dry_run: bool = False,
+    ) -> None:
+        super().__init__(seed=seed, groups=groups, exclude=exclude, dry_run=dry_run)
         self._observer = ForwardObserver(self._watching, self.groups)
         self._generator = torch.Generator()
         self._generator.set_state(self._generator_state)
         self._samples = 0
         self._model: weakref.ref[nn.Module] | None = None
+        self._twin: nn.Module | None = None  # what a dry run treats
 
     def _watching(self, model: nn.Module, units: UnitGroups) -> LatestActivity:
         self._left_alone = self.excluded.left_alone(model, units)
@@ -70,7 +82,7 @@ class StepwisePlugin(RecyclingPlugin):
         if self._model is not None and self._model() is not strategy.model:  # as with GDumb
             self.forget()
         self._model = weakref.ref(strategy.model)
-        self._samples = 0
+        self._samples, self._twin = 0, None
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Watch the pass that comes."""
@@ -83,7 +95,9 @@ class StepwisePlugin(RecyclingPlugin):
             return
         self._iterations += 1
         self._samples += len(strategy.mb_x)
-        if self.step(strategy, activity, self._generator):
+        if self.dry_run:
+            self.step(OnTwin(strategy, self._twin_of(strategy)), activity, self._generator)
+        elif self.step(strategy, activity, self._generator):
             keep_removed(strategy)
         activity.clear()
 
@@ -96,6 +110,7 @@ class StepwisePlugin(RecyclingPlugin):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Report what was done in the experience."""
         self._observer.end()
+        self._twin = None
         found = self.replacements()
         experience = int(strategy.experience.current_experience)
         recycled = sum(map(sum, found.values()))
@@ -111,12 +126,43 @@ class StepwisePlugin(RecyclingPlugin):
                     if any(counts)
                 },
                 "recycled": recycled,
+                **({"dry_run": True} if self.dry_run else {}),
             }
         )
         if len(self.history) == 1 and self._observer.activity is not None:
             self.history[0]["skipped"] = {**self._observer.activity.skipped, **self._left_alone}
         title = "".join(part.capitalize() for part in self.method.split("-"))
-        self._publish(strategy, f"{title}Recycled/train_phase/train_stream/Exp{experience:03d}", float(recycled))
+        title += "RecycledDryRun" if self.dry_run else "Recycled"
+        self._publish(strategy, f"{title}/train_phase/train_stream/Exp{experience:03d}", float(recycled))
+
+    # --- trying it ---------------------------------------------------------------------------------------------
+
+    def _twin_of(self, strategy: Any) -> nn.Module:
+        """Return a copy of the network as it is now."""
+        model = unwrap(strategy.model)
+        if self._twin is None:
+            self._twin, _ = twins(model, None)
+        keep_in_step(self._twin, model)
+        return self._twin
+
+    def preview(
+        self,
+        model: nn.Module,
+        batches: Iterable[Tensor | tuple[Any, ...]],
+        optimizer: Optimizer | None = None,
+    ) -> Preview:
+        """Say which units would be judged after every update. Which are made new shows in training alone.
+
+        Args:
+            model: The network.
+            batches: Inputs of training mini-batches; of the first one units are found.
+            optimizer: The network's optimizer.
+        """
+        first = next(iter(batches))
+        units = self.units_of(model, Probe([first if isinstance(first, tuple) else (first,)]).example)
+        watching = self.make_activity(unwrap(model), units)
+        left_alone = {**watching.skipped, **self._left_alone}
+        return Preview(self.method, None, sizes(watching.units), left_alone)
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -131,11 +177,11 @@ class StepwisePlugin(RecyclingPlugin):
         self._samples = int(state["samples"])
         self._generator.set_state(self._generator_state)
         self._observer = ForwardObserver(self._watching, self.groups)
-        self._model = None
+        self._model = self._twin = None
 
     def __getstate__(self) -> dict[str, Any]:
         self._generator_state = self._generator.get_state()
-        left_out = {"_observer", "_generator", "_model"}
+        left_out = {"_observer", "_generator", "_model", "_twin"}
         return {key: value for key, value in super().__getstate__().items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,4 +189,21 @@ class StepwisePlugin(RecyclingPlugin):
         self._observer = ForwardObserver(self._watching, self.groups)
         self._generator = torch.Generator()
         self._generator.set_state(self._generator_state)
-        self._model = None
+        self._model = self._twin = None
+
+
+class OnTwin:
+    """A strategy with a copy of its network in the place of the network, and without an optimizer.
+
+    Args:
+        strategy: The strategy.
+        twin: The copy.
+    """
+
+    optimizer = None
+
+    def __init__(self, strategy: Any, twin: nn.Module) -> None:
+        self._strategy, self.model = strategy, twin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)

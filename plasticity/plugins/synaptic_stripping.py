@@ -35,6 +35,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         seed: Seed of the plugin's own random generator, used by `fallback="reinitialise"` alone.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `fraction`, `score`, `guard`, `fallback`, `max_row_sparsity`,
             `rounds`, `clean_optimizer`; see `plasticity.methods.synaptic_stripping.StrippingRule`.
 
@@ -59,12 +60,15 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         seed: int = 0,
         groups: Iterable[UnitGroup] | None = None,
         exclude: Exclude = None,
+        dry_run: bool = False,
         **rule: Any,
     ) -> None:
         self.rule = choose_rule(self, PRESETS, preset, rule)
         if every is None:
             every = "epoch" if preset == "whitaker2023" else "experience"
-        super().__init__(every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
+        super().__init__(
+            every=every, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
+        )
         self.masks = Masks()
         self._model: weakref.ref[nn.Module] | None = None
         self._bound: BoundMasks | None = None

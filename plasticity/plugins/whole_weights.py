@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class WholeWeightPlugin(TreatmentPlugin):
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
+        dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class WholeWeightPlugin(TreatmentPlugin):
         probe_samples: int = 2048,
         seed: int = 0,
         exclude: Exclude = None,
+        dry_run: bool = False,
     ) -> None:
-        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, exclude=exclude)
+        super().__init__(every="experience", probe_samples=probe_samples, seed=seed, exclude=exclude, dry_run=dry_run)
         self.optimizer_state: OptimizerState = optimizer_state
         self._kept: tuple[Removed, ...] = ()
 
@@ -73,7 +75,7 @@ class WholeWeightPlugin(TreatmentPlugin):
 
     # --- doing it ----------------------------------------------------------------------------------------------
 
-    def resolve(self, strategy: Any) -> UnitGroups:
+    def units_of(self, model: nn.Module, example: Callable[[], tuple[Any, ...]]) -> UnitGroups:
         """Return no units: none are asked for."""
         return UnitGroups(())
 
