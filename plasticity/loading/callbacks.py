@@ -66,8 +66,8 @@ def forwards(evaluator: EvaluationPlugin, event: str) -> bool:
 class Callbacks:
     """Calls a strategy's plugins at the events of a training iteration, as Avalanche does, but not for nothing.
 
-    Who acts is worked out at the start, again at an event before which plugins were added or taken away, and again in
-    an iteration before which metrics or loggers were. A plugin that has Avalanche's empty method for an event, and gets
+    Who acts is worked out at the start, again as soon as plugins are added or taken away, and again before an iteration
+    if metrics or loggers were. A plugin that has Avalanche's empty method for an event, and gets
     another one as an attribute in the middle of an epoch, is called from the next epoch on.
 
     Args:
@@ -90,9 +90,20 @@ class Callbacks:
         if event in self._own:
             getattr(self.strategy, f"_{event}")(**kwargs)
             return
-        for plugin, waiting in self._acting[event]:
+        plugins = self.strategy.plugins
+        for place, plugin, waiting in self._acting[event]:
             if waiting is None or waiting["_metric_values"]:
                 getattr(plugin, event)(self.strategy, **kwargs)
+                if plugins != self._plugins:
+                    self._rest(plugins, place + 1, event, kwargs)
+                    break
+
+    def _rest(self, plugins: list[Any], place: int, event: str, kwargs: dict[str, Any]) -> None:
+        """Go on with a list that has changed under way, as a loop over it would."""
+        while place < len(plugins):
+            if hasattr(plugins[place], event):
+                getattr(plugins[place], event)(self.strategy, **kwargs)
+            place += 1
 
     def _look(self) -> None:
         strategy = self.strategy
@@ -109,18 +120,18 @@ class Callbacks:
             or f"_{event}" in vars(strategy)
         }
 
-    def _acting_at(self, event: str) -> list[tuple[Any, dict[str, Any] | None]]:
-        """Those to call, in order.
+    def _acting_at(self, event: str) -> list[tuple[int, Any, dict[str, Any] | None]]:
+        """Those to call, in order, with their places among the plugins.
 
         An evaluator with nobody to tell has only to be called if somebody has published a value, which it then gives to
         its loggers: it stands there with its attributes.
         """
-        found: list[tuple[Any, dict[str, Any] | None]] = []
-        for plugin in self._plugins:
+        found: list[tuple[int, Any, dict[str, Any] | None]] = []
+        for place, plugin in enumerate(self._plugins):
             if isinstance(plugin, EvaluationPlugin):
-                found.append((plugin, None if forwards(plugin, event) else vars(plugin)))
+                found.append((place, plugin, None if forwards(plugin, event) else vars(plugin)))
             elif acts(plugin, event):
-                found.append((plugin, None))
+                found.append((place, plugin, None))
         return found
 
     def _told_others(self) -> bool:
