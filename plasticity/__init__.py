@@ -3,8 +3,10 @@
 from plasticity import measures, surgery
 from plasticity.activity import Activity, UnitStatistics, watch
 from plasticity.errors import TraceError, UserError
+from plasticity.exporting import export
 from plasticity.groups import Consumer, UnitGroup, UnitGroups, Write
 from plasticity.tracing.branches import register_branches
+from plasticity.unit_gradients import GradientStatistics, UnitGradients, watch_gradients
 from plasticity.units import find_units
 
 __version__ = "0.1.0"
@@ -12,15 +14,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Activity",
     "Consumer",
+    "GradientStatistics",
     "TraceError",
+    "UnitGradients",
     "UnitGroup",
     "UnitGroups",
     "UnitStatistics",
     "UserError",
     "Write",
+    "export",
     "find_units",
     "measures",
     "register_branches",
     "surgery",
     "watch",
+    "watch_gradients",
 ]

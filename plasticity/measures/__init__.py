@@ -10,8 +10,10 @@ from plasticity.measures.curvature import gradient_effective_rank, largest_hessi
 from plasticity.measures.learning import sample_plasticity, trainability_gap
 from plasticity.measures.ranks import effective_rank, participation_ratio, rank99, stable_rank
 from plasticity.measures.units import (
+    Gradients,
     Statistics,
     UnitCounts,
+    UnitGradientMeans,
     by_layer,
     dead_fraction,
     dead_units,
@@ -19,6 +21,8 @@ from plasticity.measures.units import (
     dormant_units,
     nonfinite_fraction,
     nonfinite_units,
+    not_learning_fraction,
+    not_learning_units,
     over_active_fraction,
     over_active_units,
 )
@@ -32,8 +36,10 @@ from plasticity.measures.weights import (
 )
 
 __all__ = [
+    "Gradients",
     "Statistics",
     "UnitCounts",
+    "UnitGradientMeans",
     "by_layer",
     "dead_fraction",
     "dead_units",
@@ -48,6 +54,8 @@ __all__ = [
     "largest_hessian_eigenvalue",
     "nonfinite_fraction",
     "nonfinite_units",
+    "not_learning_fraction",
+    "not_learning_units",
     "over_active_fraction",
     "over_active_units",
     "participation_ratio",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,25 @@ class UnitCounts(Protocol):
         """(size,) float64 (float32 on MPS): mean magnitude of the activation over `count`."""
 
 
+class UnitGradientMeans(Protocol):
+    """What a measure reads from the gradients of one group of `size` units."""
+
+    @property
+    def count(self) -> int:
+        """Looks at gradients."""
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """(size,) float64 (float32 on MPS): mean magnitude of each unit's gradient over `count`."""
+
+
 Statistics = UnitCounts | Mapping[str, UnitCounts]
 """The statistics of a network, by group name, or those of one group."""
+
+Gradients = UnitGradientMeans | Mapping[str, UnitGradientMeans]
+"""The gradients of the units of a network, by group name, or those of one group."""
+
+_Seen = TypeVar("_Seen", bound=UnitGradientMeans)
 
 
 def dead_units(stat: UnitCounts) -> Tensor:
@@ -112,6 +129,22 @@ def nonfinite_units(stat: UnitCounts) -> Tensor:
     return ~torch.isfinite(stat.mean_abs) & (stat.count > 0)
 
 
+def not_learning_units(stat: UnitGradientMeans) -> Tensor:
+    """Mark the units whose gradient was exactly 0 at every look: no step moved what shifts them.
+
+    Dead units of a ReLU are among them, and units that fire in vain: see `plasticity.watch_gradients`.
+
+    Args:
+        stat: Gradients of one group of `size` units.
+
+    Returns:
+        (size,) bool. No unit with a gradient that was not finite is marked, and none of a group never observed.
+
+    Source: none for the exact zero; gradients tell dormant units after Liu et al. 2025, arXiv 2505.24061.
+    """
+    return (stat.mean_abs == 0) & (stat.count > 0)
+
+
 def dead_fraction(stats: Statistics) -> Tensor:
     """Return the share of `dead_units`; units are counted equally, so a wide layer weighs more.
 
@@ -182,7 +215,24 @@ def nonfinite_fraction(stats: Statistics) -> Tensor:
     return _fraction(nonfinite_units, stats)
 
 
-def by_layer(measure: Callable[..., Tensor], stats: Mapping[str, UnitCounts], **settings: float) -> dict[str, Tensor]:
+def not_learning_fraction(stats: Gradients) -> Tensor:
+    """Return the share of `not_learning_units`; units are counted equally.
+
+    Args:
+        stats: Gradients of a network's units, by group name, or of one group. Groups never observed are left out.
+
+    Returns:
+        0-dim, a share in 0..1.
+
+    Raises:
+        UserError: If there is no group, or none was observed.
+
+    Source: none; see `not_learning_units`.
+    """
+    return _fraction(not_learning_units, stats)
+
+
+def by_layer(measure: Callable[..., Tensor], stats: Mapping[str, _Seen], **settings: float) -> dict[str, Tensor]:
     """Apply a measure of units to each group alone: `by_layer(dormant_fraction, stats, tau=0.1)`.
 
     Args:
@@ -216,7 +266,7 @@ def _least_count(bound: float, count: int) -> int:
     return least
 
 
-def _observed(stats: Statistics) -> dict[str, UnitCounts]:
+def _observed(stats: _Seen | Mapping[str, _Seen]) -> dict[str, _Seen]:
     groups = stats if isinstance(stats, Mapping) else {"": stats}
     groups = {name: stat for name, stat in groups.items() if len(stat.mean_abs) > 0}
     if not groups:
@@ -227,7 +277,7 @@ def _observed(stats: Statistics) -> dict[str, UnitCounts]:
     return observed
 
 
-def _fraction(mask: Callable[[UnitCounts], Tensor], stats: Statistics) -> Tensor:
+def _fraction(mask: Callable[[_Seen], Tensor], stats: _Seen | Mapping[str, _Seen]) -> Tensor:
     masks = [mask(stat) for stat in _observed(stats).values()]
     marked = stack(each.sum() for each in masks).sum()
     return marked.to(working_type(marked.device)) / sum(len(each) for each in masks)

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from plasticity import measures
 from plasticity.activity import UnitStatistics
 from plasticity.errors import UserError
+from plasticity.measures import UnitGradientMeans
 from plasticity.measures.scalars import stack
+from plasticity.unit_gradients import GradientStatistics
 
-Needs = Literal["units", "features", "weights", "initial", "gradients", "steps"]
+Needs = Literal["units", "features", "weights", "initial", "gradients", "unit_gradients", "steps"]
 """What a measure is computed from: units and features are watched, losses compared before and after a step, the others
 read from the model."""
 
-IN_TRAINING = ("gradients", "steps")
+IN_TRAINING = ("gradients", "unit_gradients", "steps")
 """What there is in training only."""
 
 Values = dict[str | None, Tensor]
@@ -35,6 +37,7 @@ class Evidence:
         features: (rows, width) its penultimate representation, or None.
         initial: Its parameters when they were first seen, by qualified name.
         gradients: Norm of its gradients, by layer; None is the whole network.
+        unit_gradients: What was seen of the gradients of its units, by group name.
         sample_plasticity: The sample plasticity of its steps, under None.
         tau: Largest score of a dormant unit.
         over_active_bound: Least share of samples x positions on which an over-active unit fires.
@@ -46,6 +49,7 @@ class Evidence:
     features: Tensor | None
     initial: Mapping[str, Tensor]
     gradients: Values
+    unit_gradients: Mapping[str, GradientStatistics]
     sample_plasticity: Values
     tau: float
     over_active_bound: float
@@ -78,11 +82,17 @@ def gradients(model: nn.Module, per_layer: bool) -> Values:
 
 
 def _units(measure: Callable[..., Tensor], evidence: Evidence, **settings: float) -> Values:
-    observed = {name: seen for name, seen in evidence.statistics.items() if seen.count > 0}
+    return _of_groups(measure, evidence.statistics, evidence.per_layer, **settings)
+
+
+def _of_groups(
+    measure: Callable[..., Tensor], seen: Mapping[str, UnitGradientMeans], per_layer: bool, **settings: float
+) -> Values:
+    observed = {name: each for name, each in seen.items() if each.count > 0}
     if not observed:
         return {}
     values: Values = {None: measure(observed, **settings)}
-    if evidence.per_layer:
+    if per_layer:
         values.update(measures.by_layer(measure, observed, **settings))
     return values
 
@@ -119,6 +129,9 @@ MEASURES: dict[str, Measured] = {
     "DormantUnits": Measured("units", lambda e: _units(measures.dormant_fraction, e, tau=e.tau)),
     "OverActiveUnits": Measured("units", lambda e: _units(measures.over_active_fraction, e, bound=e.over_active_bound)),
     "NonFiniteUnits": Measured("units", lambda e: _units(measures.nonfinite_fraction, e)),
+    "NotLearningUnits": Measured(
+        "unit_gradients", lambda e: _of_groups(measures.not_learning_fraction, e.unit_gradients, e.per_layer)
+    ),
     "EffectiveRank": Measured("features", lambda e: _rank(measures.effective_rank, e)),
     "StableRank": Measured("features", lambda e: _rank(measures.stable_rank, e)),
     "Rank99": Measured("features", lambda e: _rank(measures.rank99, e)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from avalanche.evaluation.metric_definitions import PluginMetric
@@ -16,11 +16,12 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
 from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
-from plasticity.metrics.observer import Observer
+from plasticity.metrics.observer import GradientObserver, Observer
 from plasticity.metrics.probing import FixedProbe
 from plasticity.metrics.settings import Settings
 from plasticity.metrics.steps import StepWatch
 from plasticity.metrics.tally import Tally
+from plasticity.unit_gradients import GradientStatistics
 
 Emitted = list[MetricValue] | None
 
@@ -36,6 +37,7 @@ def plasticity_metrics(
     tau: float = 0.025,
     over_active_bound: float = 0.95,
     features: int = 2048,
+    every: int = 1,
     sample_plasticity: bool = False,
     probe: Any = None,
     probe_samples: int = 2048,
@@ -57,7 +59,8 @@ def plasticity_metrics(
       were. In an evaluation all experiences have the same values.
 
     A measure that is undefined is not emitted: of units where none was observed, of ranks where no features were, of
-    weights or distances where the model has none. GradientNorm and SamplePlasticity are emitted in training only.
+    weights or distances where the model has none. GradientNorm, NotLearningUnits and SamplePlasticity are emitted in
+    training only.
 
     Only `minibatch` makes the host wait for the device while training. A few samples of the first mini-batch are run
     once more, to find the units, and again whenever the model is replaced or built differently; this leaves buffers,
@@ -76,6 +79,9 @@ def plasticity_metrics(
             - DistanceFromInitialisation: from the parameters as they were first seen, at the beginning of a training
               or evaluation, of an experience or of an epoch; a model that replaces another begins anew. A parameter
               that grows is left out. Keeps a copy of the parameters;
+            - NotLearningUnits: share of units, 0..1, whose gradient stayed exactly 0, as `plasticity.watch_gradients`
+              reads it, just before each update of the mini-batch or epoch. It costs next to nothing if no other measure
+              watches the passes; with every=1 and a ReLU, dead units are among these;
             - GradientNorm: of the gradient just before the update, after what other plugins did to it; its mean over
               the iterations of an epoch;
             - SamplePlasticity: share of a mini-batch's loss that its own step takes away, 0..1; its mean over the
@@ -88,6 +94,9 @@ def plasticity_metrics(
         over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
         features: Rows of the penultimate representation on which ranks are computed, at most: the first ones; over a
             stream equally many of each experience, its first ones; of a probe its first ones.
+        every: Look at units and representations in the first of so many training mini-batches only, counted anew in
+            each epoch: values are then exactly those of the mini-batches that were looked at, and other mini-batches
+            have none. Evaluations, gradients and steps are looked at in full.
         sample_plasticity: Emit SamplePlasticity too, whether or not `measures` names it; it costs a forward pass in
             every iteration.
         probe: Samples on which to look at units and representations every time: a data set of (input, label, ...)
@@ -122,6 +131,7 @@ def plasticity_metrics(
         tau=tau,
         over_active_bound=over_active_bound,
         features=features,
+        every=every,
         probed=probe is not None,
     )
     declared = None if groups is None else UnitGroups(groups)
@@ -150,12 +160,14 @@ class PlasticityMetrics(PluginMetric[float]):
         watched = watched and probe is None
         self._training = self._evaluation = None
         if watched and settings.in_training:
-            self._training = Observer(rows, wide=settings.epoch, groups=groups)
+            self._training = Observer(rows, wide=settings.epoch, groups=groups, every=settings.every)
         if watched and settings.in_evaluation:
             self._evaluation = Observer(rows, wide=settings.stream, shared=True, groups=groups)
         self._initial: dict[str, Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._gradients: Values = {}
+        looks = settings.in_training and settings.needs("unit_gradients")
+        self._unit_gradients = GradientObserver(groups) if looks else None
         self._steps = StepWatch() if settings.in_training and settings.needs("steps") else None
         self._step: Values = {}
         self._sums: dict[str, dict[str | None, tuple[Tensor, int]]] = {"gradients": {}, "steps": {}}
@@ -189,6 +201,8 @@ class PlasticityMetrics(PluginMetric[float]):
         """Watch the training forward pass that follows."""
         if self._training is not None:
             self._training.begin(strategy)
+        if self._unit_gradients is not None:
+            self._unit_gradients.begin(strategy)
         if self._steps is not None:
             self._steps.begin(strategy)
 
@@ -204,6 +218,8 @@ class PlasticityMetrics(PluginMetric[float]):
         if self.settings.in_training and self.settings.needs("gradients"):
             self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
             self._sum_up("gradients", self._gradients)
+        if self._unit_gradients is not None:
+            self._unit_gradients.look()
 
     def after_update(self, strategy: Any) -> None:
         """Measure what the step has done to the loss."""
@@ -219,7 +235,8 @@ class PlasticityMetrics(PluginMetric[float]):
         seen = self._training.close() if self._training is not None else self._probed(strategy)
         norms, self._gradients = self._gradients, {}
         step, self._step = self._step, {}
-        return self._emit(strategy, "MB", seen, norms, step)
+        still = self._unit_gradients.close() if self._unit_gradients is not None else {}
+        return self._emit(strategy, "MB", seen, norms, step, still)
 
     def after_training_epoch(self, strategy: Any) -> Emitted:
         """Emit what the epoch showed."""
@@ -232,7 +249,11 @@ class PlasticityMetrics(PluginMetric[float]):
             {layer: total / count for layer, (total, count) in self._sums[kind].items()}
             for kind in ("gradients", "steps")
         )
-        emitted = self._emit(strategy, "Epoch", seen, norms, steps)
+        still: dict[str, GradientStatistics] = {}
+        if self._unit_gradients is not None:
+            self._unit_gradients.close()
+            still = self._unit_gradients.wide
+        emitted = self._emit(strategy, "Epoch", seen, norms, steps, still)
         self._restart_training()  # nothing that is no longer needed goes into a checkpoint
         return emitted
 
@@ -278,6 +299,8 @@ class PlasticityMetrics(PluginMetric[float]):
     def _restart_training(self) -> None:
         if self._training is not None:
             self._training.restart()
+        if self._unit_gradients is not None:
+            self._unit_gradients.restart()
         self._gradients, self._step = {}, {}
         self._sums = {"gradients": {}, "steps": {}}
 
@@ -307,6 +330,7 @@ class PlasticityMetrics(PluginMetric[float]):
         seen: Tally | None,
         gradient_norms: Values | None = None,
         steps: Values | None = None,
+        unit_gradients: Mapping[str, GradientStatistics] | None = None,
     ) -> list[MetricValue]:
         if strategy.experience is None:  # an evaluation of no experience: nothing to name, nothing to measure
             return []
@@ -316,6 +340,7 @@ class PlasticityMetrics(PluginMetric[float]):
             features=None if seen is None else seen.features(),
             initial=self._initial,
             gradients=gradient_norms or {},
+            unit_gradients=unit_gradients or {},
             sample_plasticity=steps or {},
             tau=self.settings.tau,
             over_active_bound=self.settings.over_active_bound,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plasticity.activity import check_every
 from plasticity.errors import UserError
 from plasticity.metrics.measured import IN_TRAINING, MEASURES, Needs
 
@@ -22,6 +23,7 @@ class Settings:
         tau: Largest score of a dormant unit, 0..1.
         over_active_bound: Least share of samples x positions on which an over-active unit fires, 0..1.
         features: Rows of the penultimate representation on which ranks are computed, at most.
+        every: Of so many training mini-batches one is looked at.
         probed: Units and features are looked at on a fixed probe.
 
     Raises:
@@ -37,6 +39,7 @@ class Settings:
     tau: float
     over_active_bound: float
     features: int
+    every: int = 1
     probed: bool = False
 
     def __post_init__(self) -> None:
@@ -50,6 +53,10 @@ class Settings:
                 raise UserError(f"{name} must be between 0 and 1, not {value}")
         if self.features < 1:
             raise UserError(f"features must be at least 1, not {self.features}")
+        check_every(self.every)
+        if self.every > 1 and (self.probed or not self.in_training):
+            what = "there is a probe" if self.probed else "only evaluations are"
+            raise UserError(f"every={self.every} is about training mini-batches that are watched, and {what}")
         in_training = [name for name in self.measures if MEASURES[name].needs in IN_TRAINING]
         if not self.in_training and len(in_training) == len(self.measures):
             raise UserError(
