@@ -162,11 +162,18 @@ def _rows(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
     return tuple(found)
 
 
+HEAD_BY_MODE: set[type[nn.Module]] = set()
+"""Modules that have another head for evaluation, which need not be ready: a probe leaves them in their mode."""
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
+        for module, training in modes:
+            if type(module) in HEAD_BY_MODE:
+                module.training = training
         with torch.no_grad():
             yield
     finally:

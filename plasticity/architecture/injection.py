@@ -72,6 +72,9 @@ class Injection(nn.Module):
         for number in self._keys.values():
             self.register_buffer(f"frozen_{number}", getattr(self, f"copy_{number}").clone())
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_entered": None}  # what a pass through a part of the head may have left
+
     def _own(self) -> Iterator[tuple[int, str, Tensor]]:
         """List the tensors that each part has for itself: parameters, and running statistics."""
         for place, module in enumerate(self._head):

@@ -51,6 +51,8 @@ class AdaptivePlugin(RecyclingPlugin):
     """
 
     method = "adaptive"
+    acts = ("moves", "renews")
+    between = True
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class AdaptivePlugin(RecyclingPlugin):
             self.intervene(strategy)
         self._between = False
         if boundary:
-            self._classes = len(strategy.experience.classes_in_this_experience)
+            self._classes = _class_count(strategy.experience)
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Count the samples that were classified right before the update, and look at units if it is time."""
@@ -182,3 +184,10 @@ class AdaptivePlugin(RecyclingPlugin):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_entries": []}
+
+
+def _class_count(experience: Any) -> int:
+    """Return how many classes an experience has; of an online stream, the experience that comes in parts."""
+    whole = getattr(experience, "origin_experience", None) or experience
+    classes = getattr(whole, "classes_in_this_experience", None)
+    return len(set(whole.dataset.targets) if classes is None else classes)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.evaluation.metric_definitions import Metric
 from avalanche.evaluation.metric_results import MetricValue
+from avalanche.models import TrainEvalModel
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.utils import _at_task_boundary
@@ -20,13 +21,16 @@ from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
+from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.preview import Preview, changed_parameters, sizes, twins
-from plasticity.probe import Probe, RecentInputs
+from plasticity.probe import HEAD_BY_MODE, Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
 
 Every = str | int
+
+HEAD_BY_MODE.add(TrainEvalModel)  # iCaRL's
 
 
 class _Source(Metric[float]):
@@ -70,6 +74,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """
 
     method = "treatment"
+    acts: Collection[str] = ("moves",)
     needs_private = False
     """Whether units can be treated in private groups alone."""
 
@@ -105,6 +110,11 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
+    @property
+    def between(self) -> bool:
+        """Whether the plugin acts before an experience."""
+        return self.every == "experience"
+
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment | None:
@@ -124,6 +134,10 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         """
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse what leaves no room for the plugin, see `plasticity.plugins.beside`."""
+        refuse_conflicts(self, strategy)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences, once the head and the optimizer are ready for the next one."""

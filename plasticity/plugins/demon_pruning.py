@@ -33,6 +33,7 @@ from plasticity.methods.demon_pruning import (
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
+from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
@@ -109,6 +110,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
             raise UserError(f"total_steps must be a whole number of at least 1, not {total_steps!r}")
         self.mode: Mode = mode
+        self.acts = ("moves", "removes", "shrinks") if mode == "shrink" else ("moves", "removes")
         self.rule = choose_rule(self, PRESETS, preset, rule)
         self.total_steps = total_steps
         self.pruned = PrunedUnits()
@@ -158,7 +160,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         if not self.active:
             return
         self.pruned.prune_missing(strategy.model)
-        replaced = self._model is not None and self._model() is not strategy.model
+        replaced = starts_anew(strategy, strategy.model, self._model)
         if replaced and (len(self.masks) == 0 or self.pruned.disturbed(strategy.model)):  # it starts anew, as GDumb's
             self.pruned = PrunedUnits()
         self._model = weakref.ref(strategy.model)
@@ -203,6 +205,7 @@ class DemonPruningPlugin(TreatmentPlugin):
             if self._noise is None:
                 spared = self.excluded.tensors(strategy.model)
                 self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate, spared)
+            self._observer.require_pass(strategy)
             self._noise.add(self._live(), std, self._draw_from(strategy.model))
             for removed in removed_by(strategy):  # by others: the noise may have hit it
                 if removed is not self.pruned:

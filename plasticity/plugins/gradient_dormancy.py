@@ -128,6 +128,7 @@ class GradientDormancyPlugin(RecyclingPlugin):
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the gradients of the latest mini-batches."""
         activity = self._observer.activity
+        self._observer.require_pass(strategy)
         if activity is not None and activity.latest:
             self._collected = [*self._collected, (len(strategy.mb_x), activity.latest)][-self.batches :]
             activity.clear()

@@ -16,6 +16,7 @@ from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
 from plasticity.methods.parameters import total_norm
 from plasticity.optimizer_state import forget_state
 from plasticity.plugins.arguments import change_rule
+from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
 from plasticity.removal import Removal
@@ -48,6 +49,7 @@ class HareTortoisePlugin(StepPlugin):
     """
 
     method = "hare-tortoise"
+    acts = ("moves", "remembers")
 
     def __init__(self, *, exclude: Exclude = None, dry_run: bool = False, **rule: Any) -> None:
         super().__init__(exclude=exclude, dry_run=dry_run)
@@ -130,7 +132,7 @@ class HareTortoisePlugin(StepPlugin):
 
     def _replaced(self, strategy: Any) -> bool:
         """Say whether a network that starts anew has taken the place of the one before, as GDumb's."""
-        return self._model is not None and self._model() is not unwrap(strategy.model)
+        return starts_anew(strategy, unwrap(strategy.model), self._model)
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return how far apart the two are."""

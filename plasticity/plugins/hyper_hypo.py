@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from plasticity.methods.hyper_hypo_units import HyperHypoRule, Mode, Saliency, S
 from plasticity.methods.self_labels import SelfLabels
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.beside import starts_anew
 from plasticity.probe import Probe
 
 SelfLabel = bool | Literal["all"]
@@ -112,6 +114,7 @@ class HyperHypoPlugin(TreatmentPlugin):
             raise UserError('no units learn alone in mode "prune": self_label must be False or "all"')
         if not 0 < confident_share <= 1:
             raise UserError(f"confident_share must lie in (0, 1], not {confident_share}")
+        self.acts = ("removes",) if mode == "prune" else ("alone",)
         self.adapt_share = adapt_share
         self.self_label = self_label
         self.confident_share = confident_share
@@ -122,6 +125,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._iterations_left: int | None = 0  # of the stage; None: still to be counted
         self._stage: PartialTraining | None = None
         self._bound: BoundMasks | None = None
+        self._model: weakref.ref[nn.Module] | None = None
         self._labels: SelfLabels | None = None  # in the place of the criterion while a loss is computed
 
     def treat(
@@ -156,6 +160,9 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._end_stage()
         self._bound = None
         self.masks.prune_missing(strategy.model)
+        if starts_anew(strategy, strategy.model, self._model):  # as with GDumb
+            self.masks, self.pruned = Masks(), {}
+        self._model = weakref.ref(strategy.model)
         treatments = len(self.history)
         super().before_training_exp(strategy, *args, **kwargs)
         self.masks.apply(strategy.model)
@@ -248,6 +255,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._end_stage()
         self._bound = None
         super().load_state_dict(state)
+        self._model = None
         self.masks.load_state_dict(state["masks"])
         self.pruned = {name: mask.cpu().to(torch.bool).clone() for name, mask in state["pruned"].items()}
         self.selections = {
@@ -259,7 +267,7 @@ class HyperHypoPlugin(TreatmentPlugin):
         self._iterations_left = None if left is None else int(left)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stage": None, "_bound": None, "_labels": None}
+        return {**super().__getstate__(), "_model": None, "_stage": None, "_bound": None, "_labels": None}
 
 
 def _mini_batches(strategy: Any) -> int:

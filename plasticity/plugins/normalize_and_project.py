@@ -13,6 +13,7 @@ from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
 from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, total_norm, trainable
+from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
 from plasticity.removal import Removal
@@ -40,6 +41,7 @@ class NormalizeAndProjectPlugin(StepPlugin):
     """
 
     method = "normalize-and-project"
+    acts = ("moves", "remembers")
 
     def __init__(self, *, normaliser_decay: float = 0.0, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__(exclude=exclude, dry_run=dry_run)
@@ -55,7 +57,7 @@ class NormalizeAndProjectPlugin(StepPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the norms of what is new."""
         network = unwrap(strategy.model)
-        if self._model is not None and self._model() is not network:  # one that starts anew, as GDumb's
+        if starts_anew(strategy, network, self._model):  # as GDumb's
             self._norms = {}
         self._model = weakref.ref(network)
         self._take(network)

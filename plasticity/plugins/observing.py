@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.activity import Activity, check_every
+from plasticity.errors import UserError
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.plugins.base import model_inputs
 from plasticity.probe import Probe
@@ -70,9 +71,9 @@ class Follower(Generic[Made]):
 class ForwardObserver(Follower[Watching]):
     """Watches one forward pass at a time.
 
-    Between the end of a pass that was watched and the next `begin`, the hooks that are still on the model look away, so
-    that further passes of the same model, copies of it, and the search for units by another observer are as if nobody
-    watched. `end` takes them off.
+    That is the one that the strategy runs by its `forward`. Until then and after it the hooks that are still on the
+    model look away, so that passes of the same model that other plugins run, copies of it, and the search for units by
+    another observer are as if nobody watched. `end` takes them off.
 
     Args:
         make: Makes what watches, from a model and its groups; to be pickled with the observer.
@@ -86,6 +87,7 @@ class ForwardObserver(Follower[Watching]):
         super().__init__(make, groups)
         check_every(every)
         self._every, self._announced = every, 0
+        self._pass: OwnPass | None = None
 
     @property
     def activity(self) -> Watching | None:
@@ -104,28 +106,73 @@ class ForwardObserver(Follower[Watching]):
         self.rest()  # a pass that never came, or was interrupted
         self._announced += 1
         if (self._announced - 1) % self._every == 0:
-            self.follow(strategy).attach_for_one_pass()
+            self._pass = OwnPass(strategy, self.follow(strategy).attach_for_one_pass)
 
     def rest(self) -> None:
         """Look away until the next `begin`; where that will not watch, hooks are taken off."""
+        self._cancel()
         if self._made is not None:
             if self._every > 1:
                 self._made.detach()
             else:
                 self._made.look_away()
 
+    def _cancel(self) -> None:
+        if self._pass is not None:
+            self._pass.awaited = False
+
     def restart_count(self) -> None:
         """Let the next pass be the first of `every`."""
         self._announced = 0
 
+    def require_pass(self, strategy: Any) -> None:
+        """Make sure that the pass that was announced has been watched.
+
+        Raises:
+            UserError: If the strategy has not run its model, or in a way of its own.
+        """
+        if self._pass is not None and self._pass.awaited:
+            raise UserError(
+                f"{type(strategy).__name__} does not run its model by forward(): its units cannot be watched"
+            )
+
     def end(self) -> None:
         """Take every hook off the model."""
+        self._cancel()
         if self._made is not None:
             self._made.detach()
 
     def before_following(self) -> None:
         """Take the hooks off modules that may no longer be the model's."""
         self.end()
+
+
+class OwnPass:
+    """Calls something right before a strategy next runs its model by `forward`, after all that plugins do before it.
+
+    Args:
+        strategy: The strategy; it has a `forward` of its own until then.
+        act: What to call, once.
+
+    Attributes:
+        awaited: Whether that is still to come; False: it is not to happen.
+    """
+
+    def __init__(self, strategy: Any, act: Callable[[], None]) -> None:
+        self.awaited = True
+        others = vars(strategy).get("forward")  # such as another observer's
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if others is None:
+                del strategy.forward
+            else:
+                strategy.forward = others
+            if self.awaited:
+                self.awaited = False
+                act()
+            return strategy.forward(*args, **kwargs)
+
+        strategy.forward = forward
 
 
 def structure_of(model: nn.Module) -> Any:

@@ -34,6 +34,7 @@ class PenaltyPlugin(StepPlugin):
     """
 
     method = "penalty"
+    acts = ("penalises",)
 
     def __init__(self, strength: float, *, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__(exclude=exclude, dry_run=dry_run)

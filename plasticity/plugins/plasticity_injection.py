@@ -52,6 +52,7 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
     """
 
     method = "plasticity-injection"
+    acts = ("rebuilds",)
 
     def __init__(
         self,

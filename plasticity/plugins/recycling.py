@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class RecyclingPlugin(TreatmentPlugin):
 
     knows_units = True
     needs_private = True
+    acts: Collection[str] = ("renews",)
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

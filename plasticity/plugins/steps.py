@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from avalanche.benchmarks import OnlineCLExperience
@@ -11,6 +11,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from plasticity.exclusion import Exclude, Exclusion
+from plasticity.plugins.beside import refuse_conflicts
 from plasticity.preview import Preview
 
 
@@ -27,6 +28,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
     """
 
     method = "steps"
+    acts: Collection[str] = ("moves",)
 
     def __init__(self, *, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
@@ -48,6 +50,10 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
         """
         found = copy.deepcopy(self).acts_on(model)
         return Preview(self.method, parameters={name: (each.numel(), each.numel()) for name, each in found.items()})
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse what leaves no room for the plugin, see `plasticity.plugins.beside`."""
+        refuse_conflicts(self, strategy)
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return what is to be told of an experience at its end."""

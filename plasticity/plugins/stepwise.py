@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.methods.watching import LatestActivity
+from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.plugins.removed import keep_removed
@@ -58,6 +59,11 @@ class StepwisePlugin(RecyclingPlugin):
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
+    @property
+    def between(self) -> bool:
+        """Whether the plugin acts before an experience: it does not."""
+        return False
+
     def make_activity(self, model: nn.Module, units: Any) -> LatestActivity:
         """Return what watches the forward passes."""
         raise NotImplementedError
@@ -79,7 +85,7 @@ class StepwisePlugin(RecyclingPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the first weights, and see whether the model is still the same."""
         self.remember(strategy.model)
-        if self._model is not None and self._model() is not strategy.model:  # as with GDumb
+        if starts_anew(strategy, strategy.model, self._model):  # as with GDumb
             self.forget()
         self._model = weakref.ref(strategy.model)
         self._samples, self._twin = 0, None
@@ -93,6 +99,7 @@ class StepwisePlugin(RecyclingPlugin):
         activity = self._observer.activity
         if activity is None:
             return
+        self._observer.require_pass(strategy)
         self._iterations += 1
         self._samples += len(strategy.mb_x)
         if self.dry_run:

@@ -17,6 +17,7 @@ from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
+from plasticity.plugins.beside import starts_anew
 from plasticity.probe import Probe
 from plasticity.removal import Removal
 
@@ -50,6 +51,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
     """
 
     method = "synaptic-stripping"
+    acts = ("removes",)
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class SynapticStrippingPlugin(TreatmentPlugin):
         """Treat between experiences; masks follow the model that is now in place."""
         self._bound = None
         self.masks.prune_missing(strategy.model)
-        replaced = self._model is not None and self._model() is not strategy.model
+        replaced = starts_anew(strategy, strategy.model, self._model)
         if replaced and self.masks.disturbed(strategy.model):  # a network that starts anew, as GDumb's
             self.masks = Masks()
         self._model = weakref.ref(strategy.model)

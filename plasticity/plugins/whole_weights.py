@@ -51,6 +51,11 @@ class WholeWeightPlugin(TreatmentPlugin):
     # --- for subclasses ----------------------------------------------------------------------------------------
 
     @property
+    def between(self) -> bool:
+        """Whether the plugin acts before an experience."""
+        return not self.idle
+
+    @property
     def idle(self) -> bool:
         """Whether the plugin is set to change nothing; it then leaves the optimizer alone, too."""
         raise NotImplementedError

@@ -1,0 +1,430 @@
+"""Each plugin beside each of Avalanche's own strategies: it acts, sees the strategy's own passes alone, and holds.
+
+By default each plugin is tried with about a third of the strategies, and each strategy with a third of the plugins;
+with PLASTICITY_EVERY=1 in the environment every pair is. What is refused is always tried.
+"""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training import supervised
+from avalanche.training.plugins import FromScratchTrainingPlugin, LFLPlugin, LwFPlugin, SupervisedPlugin
+from avalanche.training.supervised import lamaml_v2
+from avalanche_strategies import NETWORKS, STRATEGIES, build, learn, stream
+from strategy_runs import COUNTS
+from torch import nn
+
+from plasticity import plugins as library
+from plasticity.activity import Activity
+from plasticity.architecture.injection import Injection
+from plasticity.errors import UserError
+from plasticity.metrics import plasticity_metrics
+from plasticity.plugins.removed import removed_by
+from plasticity.probe import Probe
+
+PLUGINS = {
+    "synaptic-stripping": lambda: library.SynapticStrippingPlugin(),
+    "synaptic-stripping-whitaker2023": lambda: library.SynapticStrippingPlugin("whitaker2023"),
+    "hyper-hypo": lambda: library.HyperHypoPlugin(percent=20, adapt_share=0.5),
+    "hyper-hypo-random": lambda: library.HyperHypoPlugin("prune", percent=20, units="random"),
+    "demon-pruning": lambda: library.DemonPruningPlugin(noise_std=0.01),
+    "demon-pruning-shrink": lambda: library.DemonPruningPlugin("shrink", noise_std=0.01),
+    "redo": lambda: library.ReDoPlugin(every=2),
+    "continual-backprop": lambda: library.ContinualBackpropPlugin(replacement_rate=0.1, maturity=1),
+    "self-normalized-resets": lambda: library.SelfNormalizedResetsPlugin(
+        maximum_age=6, check_every=1, maximum_share=1.0
+    ),
+    "gradient-dormancy": lambda: library.GradientDormancyPlugin(every=2, batches=2),
+    "shrink-perturb": lambda: library.ShrinkPerturbPlugin(),
+    "shrink-perturb-step": lambda: library.ShrinkPerturbPlugin("step"),
+    "shrink-perturb-interpolate": lambda: library.ShrinkPerturbPlugin("interpolate"),
+    "dash": lambda: library.DASHPlugin(),
+    "fire": lambda: library.FIREPlugin(),
+    "l2": lambda: library.L2Plugin(),
+    "l2-init": lambda: library.L2InitPlugin(),
+    "spectral-regularization": lambda: library.SpectralRegularizationPlugin(),
+    "normalize-and-project": lambda: library.NormalizeAndProjectPlugin(normaliser_decay=0.1),
+    "hare-tortoise": lambda: library.HareTortoisePlugin(momentum=0.9, reset_every=2),
+    "plasticity-injection": lambda: library.PlasticityInjectionPlugin(),
+    "adaptive": lambda: library.AdaptivePlugin(dead=0.01),
+}
+"""Each with arguments with which it acts within a few mini-batches."""
+
+IDLE = {
+    "hyper-hypo": lambda: library.HyperHypoPlugin(percent=0),
+    "demon-pruning": lambda: library.DemonPruningPlugin(regularisation=0.0, noise_std=0.0),
+    "redo": lambda: library.ReDoPlugin(every=2, maximum_share=0),
+    "continual-backprop": lambda: library.ContinualBackpropPlugin(replacement_rate=0),
+    "self-normalized-resets": lambda: library.SelfNormalizedResetsPlugin(maximum_share=0),
+    "gradient-dormancy": lambda: library.GradientDormancyPlugin(every=2, batches=2, maximum_share=0),
+    "shrink-perturb": lambda: library.ShrinkPerturbPlugin(shrink=1, perturb=0),
+    "dash": lambda: library.DASHPlugin(threshold=1),
+    "fire": lambda: library.FIREPlugin(strength=0),
+    "l2": lambda: library.L2Plugin(0),
+    "l2-init": lambda: library.L2InitPlugin(0),
+    "spectral-regularization": lambda: library.SpectralRegularizationPlugin(0),
+    "hare-tortoise": lambda: library.HareTortoisePlugin(momentum=0),  # the tortoise is the hare
+    "plasticity-injection": lambda: library.PlasticityInjectionPlugin(99),
+}
+"""The same with arguments with which they change nothing."""
+
+STEPS = {"l2", "l2-init", "spectral-regularization"}
+BETWEEN = {
+    "synaptic-stripping",
+    "hyper-hypo",
+    "hyper-hypo-random",
+    "shrink-perturb",
+    "shrink-perturb-interpolate",
+    "dash",
+    "fire",
+    "plasticity-injection",
+    "adaptive",
+}
+RENEW = {"redo", "continual-backprop", "self-normalized-resets", "gradient-dormancy", "adaptive"}
+NUMBERS_BY_WEIGHT = "changes the shapes of weights"
+REFUSED = {
+    **{name: {"demon-pruning-shrink": NUMBERS_BY_WEIGHT} for name in ("EWC", "SI", "MAS")},
+    "iCaRL": dict.fromkeys(("demon-pruning-shrink", "plasticity-injection"), "means of features"),
+    "LFL": {
+        "demon-pruning-shrink": "which has more units",
+        **dict.fromkeys((*RENEW, "plasticity-injection"), "freezes the last layer"),
+    },
+    "CWR*": dict.fromkeys(set(PLUGINS) - STEPS, "freezes all layers but one"),
+    "PackNet": dict.fromkeys(PLUGINS, "keeps the weights of earlier tasks"),
+    "JointTraining": dict.fromkeys(BETWEEN, "one experience only"),
+    "GDumb": {"plasticity-injection": "as at the start"},
+    "FromScratch": {
+        **dict.fromkeys(
+            BETWEEN
+            | {
+                "synaptic-stripping-whitaker2023",
+                "demon-pruning",
+                "demon-pruning-shrink",
+                "normalize-and-project",
+                "hare-tortoise",
+            },
+            "in this order",
+        ),
+    },
+    "from scratch, then": {"demon-pruning-shrink": NUMBERS_BY_WEIGHT, "plasticity-injection": "adds to them"},
+}
+"""By strategy, which plugins are refused, and words of the reason."""
+
+AT_THE_START = {("GDumb", "shrink-perturb-interpolate"), ("from scratch, then", "shrink-perturb-interpolate")}
+"""Whose weights are where the plugin would pull them."""
+
+TASKS = {"PackNet"}  # need task labels
+UNREADY = {"iCaRL"}  # cannot be evaluated before the first experience
+
+
+def strategy_with(name, plugins, **settings):
+    """A strategy by name; "from scratch, then" is what is to be used where FromScratchTraining is refused."""
+    if name == "from scratch, then":
+        return build("Naive", [FromScratchTrainingPlugin(), *plugins], **settings)
+    return build(name, plugins, **settings)
+
+
+def pairs():
+    """Names of strategy and plugin that are not refused."""
+    every = os.environ.get("PLASTICITY_EVERY") == "1"
+    found = []
+    for number, strategy in enumerate((*STRATEGIES, "from scratch, then")):
+        for place, plugin in enumerate(PLUGINS):
+            if plugin not in REFUSED.get(strategy, ()) and (every or (number + place) % 3 == 0):
+                found.append((strategy, plugin))
+    return found
+
+
+# --- what is looked at while a strategy trains ---------------------------------------------------------------------
+
+
+class SameRandomness(SupervisedPlugin):
+    """Gives back the random state that an evaluation has taken: its data loaders draw a number each."""
+
+    def before_eval(self, strategy, **kwargs):
+        self.states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+
+    def after_eval(self, strategy, **kwargs):
+        torch.set_rng_state(self.states[0])
+        random.setstate(self.states[1])
+        np.random.set_state(self.states[2])
+
+
+class OwnPasses:
+    """Counts passes of the model by `strategy.forward` in training, and which watched passes were others."""
+
+    def __init__(self, monkeypatch):
+        self.inside = self.probing = False
+        self.own = self.watched = 0
+        self.others = []
+        patch = monkeypatch.setattr
+        enter, run = Activity._enter_forward, Probe._run
+
+        def entered(activity, module, *args):
+            enter(activity, module, *args)
+            if activity._modules and self.inside:  # it does not look away
+                self.watched += 1
+            elif activity._modules and not self.probing:
+                self.others.append(module)
+
+        def ran(probe, model):
+            self.probing = True
+            try:
+                return run(probe, model)
+            finally:
+                self.probing = False
+
+        patch(Activity, "_enter_forward", entered)
+        patch(Probe, "_run", ran)
+        self.patch = patch
+
+    def of(self, strategy):
+        kind = type(strategy)
+        forward = kind.forward
+
+        def counted(this):
+            self.inside = this.is_training
+            self.own += this.is_training
+            try:
+                return forward(this)
+            finally:
+                self.inside = False
+
+        self.patch(kind, "forward", counted)
+        return strategy
+
+
+class Holds(SupervisedPlugin):
+    """Stands last, and looks whether what plugins promise is true whatever the strategy does."""
+
+    def __init__(self, plugin):
+        super().__init__()
+        self.plugin, self.inputs, self.looked = plugin, [], 0
+        self.head = self.teacher = None
+
+    def before_forward(self, strategy, **kwargs):
+        for removed in removed_by(strategy):
+            assert not removed.disturbed(strategy.model)
+            self.looked += 1
+
+    before_eval_forward = before_forward
+
+    def after_forward(self, strategy, **kwargs):
+        self.inputs.append(strategy.mb_x)
+
+    def before_update(self, strategy, **kwargs):
+        alone = getattr(self.plugin, "_stage", None) is not None
+        self.head = [value.clone() for value in strategy.model.parameters()][-2:] if alone else None
+
+    def after_update(self, strategy, **kwargs):
+        assert all(bool(torch.isfinite(value).all()) for value in strategy.model.parameters())
+        if self.head is not None:  # other units learn alone
+            last = list(strategy.model.parameters())[-2:]
+            assert all(torch.equal(before, now) for before, now in zip(self.head, last, strict=True))
+            self.looked += 1
+
+    def before_training_exp(self, strategy, **kwargs):
+        self._look_at_teacher(strategy)
+
+    def after_training_exp(self, strategy, **kwargs):
+        self._look_at_teacher(strategy)
+        teacher = self._teacher(strategy)
+        self.teacher = None if teacher is None else (teacher, [v.clone() for v in teacher.state_dict().values()])
+
+    def _teacher(self, strategy):
+        for plugin in strategy.plugins:
+            if isinstance(plugin, LFLPlugin):
+                return plugin.prev_model
+            if isinstance(plugin, LwFPlugin):
+                return plugin.lwf.prev_model
+        return None
+
+    def _look_at_teacher(self, strategy):
+        if self.teacher is not None and self._teacher(strategy) is self.teacher[0]:
+            now = self.teacher[0].state_dict().values()
+            assert all(torch.equal(one, other) for one, other in zip(self.teacher[1], now, strict=True))
+            assert not left_hooks(self.teacher[0])
+
+
+def left_hooks(model):
+    """The hooks that are on a model, but for those of plasticity injection."""
+    heads = [part for module in model.modules() if isinstance(module, Injection) for part in module._head]
+    return [
+        hook
+        for module in model.modules()
+        if module not in heads
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+
+
+def run(strategy, name, evaluate, kind=None, **settings):
+    """Train; returns the weights and the random state after it."""
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    benchmark = stream(kind or ("task" if name in TASKS else "class"))
+    learn(strategy, benchmark, evaluate=evaluate, online=name == "OnlineNaive" or kind == "online", **settings)
+    return {**strategy.model.state_dict(), "random": torch.get_rng_state()}
+
+
+def made(name, plugins, **settings):
+    torch.manual_seed(0)
+    return strategy_with(name, [SameRandomness(), *plugins], **settings)
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def acted(name, plugin):
+    return sum(report.get(count, 0) for report in plugin.history for count in COUNTS[name]) > 0
+
+
+# --- tests ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_plugin_and_strategy_is_here():
+    kinds = {type(make()) for make in PLUGINS.values()}
+    public = {getattr(library, name) for name in library.__all__} - {library.TreatmentPlugin}
+    assert kinds == public
+    for name in (*STRATEGIES, "from scratch, then"):
+        assert name in {strategy for strategy, _ in pairs()} or set(REFUSED[name]) == set(PLUGINS)
+
+
+@pytest.mark.parametrize(("name", "plugin"), pairs())
+def test_every_plugin_lives_with_every_strategy(name, plugin, monkeypatch):
+    one, other = PLUGINS[plugin](), PLUGINS[plugin]()
+    holds, passes = Holds(one), OwnPasses(monkeypatch)
+    strategy = passes.of(made(name, [one, holds], eval_every=-1 if name in UNREADY else 1))
+    found = run(strategy, name, True)
+    assert acted(plugin, one) == ((name, plugin) not in AT_THE_START)
+    # it has seen the strategy's own training passes alone
+    assert passes.own == len(holds.inputs) and not passes.others
+    if plugin in ("continual-backprop", "self-normalized-resets"):
+        assert passes.watched == passes.own
+        assert sum(report["samples"] for report in one.history) == sum(map(len, holds.inputs))
+    elif hasattr(one, "_recent"):
+        seen = [batch[0] for batch in one._recent.batches()]
+        assert seen and torch.equal(torch.cat(seen), torch.cat(holds.inputs)[-one._recent.samples :])
+    # what it promises is true, and no hook is left
+    if removed_by(strategy) and plugin != "demon-pruning-shrink" or plugin == "hyper-hypo":
+        assert holds.looked > 0
+    assert not left_hooks(strategy.model) and "forward" not in vars(strategy)
+    # evaluations in between change nothing
+    assert same(found, run(made(name, [other, Holds(other)]), name, False)) and other.history == one.history
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"), [pair for number, pair in enumerate(p for p in pairs() if p[1] in IDLE) if number % 2 == 0]
+)
+def test_a_plugin_that_does_nothing_leaves_a_strategy_bit_identical(name, plugin):
+    without = run(made(name, []), name, False)
+    assert same(run(made(name, [IDLE[plugin]()]), name, False), without)
+
+
+@pytest.mark.parametrize(("name", "plugin"), [(name, plugin) for name in REFUSED for plugin in sorted(REFUSED[name])])
+def test_what_cannot_be_right_is_refused_before_the_first_step(name, plugin):
+    strategy = made(name, [PLUGINS[plugin]()])
+    before = [value.clone() for value in strategy.model.parameters()]
+    with pytest.raises(UserError, match=REFUSED[name][plugin]) as error:
+        run(strategy, name, False)
+    assert "\n" not in str(error.value)
+    assert name in ("EWC", "SI", "MAS") or all(
+        torch.equal(value, now) for value, now in zip(before, strategy.model.parameters(), strict=True)
+    )
+
+
+STREAMS = {
+    "class": ("class", "growing", {}),
+    "task": ("task", "multi-head", {}),
+    "domain": ("domain", "fixed", {}),
+    "online": ("online", "fixed", {}),
+    "by iteration": ("class", "growing", {"peval_mode": "iteration"}),
+}
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+@pytest.mark.parametrize("kind", STREAMS)
+def test_every_plugin_lives_with_every_kind_of_stream(kind, plugin, monkeypatch):
+    one, other = PLUGINS[plugin](), PLUGINS[plugin]()
+    (scenario, network, settings), holds, passes = STREAMS[kind], Holds(one), OwnPasses(monkeypatch)
+    strategy = passes.of(made("Naive", [one, holds], network=network, eval_every=1 if settings else 0, **settings))
+    found = run(strategy, "Naive", True, scenario)
+    assert acted(plugin, one) and passes.own == len(holds.inputs) and not passes.others
+    assert not left_hooks(strategy.model)
+    without = run(made("Naive", [other], network=network), "Naive", False, scenario)
+    if network == "fixed":  # other heads grow in evaluations, too
+        assert same(found, without) and other.history == one.history
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_metrics_live_with_every_strategy(name, monkeypatch):
+    passes = OwnPasses(monkeypatch)
+    results = []
+    for metrics in [], plasticity_metrics(minibatch=True, epoch=True, experience=True, stream=True):
+        strategy = made(name, [])
+        strategy.evaluator.metrics += metrics
+        if metrics:
+            passes.of(strategy)
+        results.append(run(strategy, name, True))
+    assert same(*results)
+    assert passes.watched == passes.own > 0
+
+
+def test_network_that_begins_anew_is_known_as_such():
+    """Beside FromScratchTrainingPlugin nothing is kept of the network before."""
+    removing = PLUGINS["synaptic-stripping-whitaker2023"]()
+    at_start = []
+
+    class Look(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            at_start.append((removing.masks.removed(), [v.clone() for v in strategy.model.parameters()]))
+
+    run(made("from scratch, then", [removing, Look()]), "Naive", False)
+    assert [removed for removed, _ in at_start] == [0, 0, 0] and removing.masks.removed() > 0
+    first = at_start[0][1]
+    for _, weights in at_start[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(first, weights, strict=True))
+
+
+def test_units_pruned_in_a_network_are_not_missing_in_the_one_that_gdumb_puts_in_its_place():
+    plugin = PLUGINS["hyper-hypo-random"]()
+    counts = []
+
+    class Look(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            counts.append(sum(int(mask.sum()) for mask in plugin.pruned.values()))
+
+    run(made("GDumb", [plugin, Look()]), "GDumb", False)
+    assert counts[0] == 0 and counts[1] == counts[2] > 0
+
+
+def test_meta_learning_is_refused():
+    model = NETWORKS["fixed"]()
+    settings = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "criterion": nn.CrossEntropyLoss()}
+    strategy = lamaml_v2.LaMAML(model=model, plugins=[PLUGINS["l2"]()], **settings)
+    with pytest.raises(UserError, match="inner loops that L2Plugin does not see"):
+        strategy.train(stream().train_stream)
+
+
+@pytest.mark.parametrize("plugin", ["continual-backprop", "self-normalized-resets", "gradient-dormancy"])
+def test_a_strategy_that_runs_its_model_in_a_way_of_its_own_is_refused(plugin):
+    class Own(supervised.Naive):
+        def training_epoch(self, **kwargs):
+            for self.mbatch in self.dataloader:  # noqa: B020
+                self._unpack_minibatch()
+                self._before_forward(**kwargs)
+                self.mb_output = self.model(self.mb_x)
+                self._after_forward(**kwargs)
+                self._after_update(**kwargs)
+
+    model = NETWORKS["fixed"]()
+    strategy = Own(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), plugins=[PLUGINS[plugin]()], train_mb_size=8
+    )
+    with pytest.raises(UserError, match="Own does not run its model by forward"):
+        strategy.train(stream().train_stream)
