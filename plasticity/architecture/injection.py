@@ -67,6 +67,22 @@ class Injection(nn.Module):
             handle.remove()
         self._handles = []
 
+    def parts(self) -> dict[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+        """Return for each parameter of the head its values now, in the old head, and when the new one began.
+
+        None if the parts differ in more than parameters, as in running statistics.
+        """
+        self._grow()
+        found: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
+        for place, name, tensor in self._own():
+            number = self._keys[place, name]
+            frozen, begun = getattr(self, f"frozen_{number}"), getattr(self, f"copy_{number}")
+            if isinstance(tensor, nn.Parameter):
+                found[tensor] = (tensor.detach().clone(), frozen, begun)
+            elif not (torch.equal(tensor, frozen) and torch.equal(tensor, begun)):
+                return None
+        return found
+
     def reset_parameters(self) -> None:
         """Forget the old head: what is added becomes 0."""
         for number in self._keys.values():

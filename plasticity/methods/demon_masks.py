@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,15 @@ class PrunedUnits:
         self.vectors = {name: kept.clone() for name, kept in state["vectors"].items()}
         self.units = {name: pruned.cpu().clone() for name, pruned in state["units"].items()}
         self.removed = int(state["removed"])
+
+
+def kept_at_zero(holders: Iterable[object]) -> tuple[Masks | PrunedUnits, ...]:
+    """Return what objects, such as plugins, keep at 0 in a network."""
+    found: list[Masks | PrunedUnits] = []
+    for holder in holders:
+        kept = [getattr(holder, key, None) for key in ("pruned", "masks")]
+        found += [each for each in kept if isinstance(each, Masks | PrunedUnits)][:1]
+    return tuple(found)
 
 
 class BoundPrunedUnits:

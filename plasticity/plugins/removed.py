@@ -9,16 +9,12 @@ from torch import Tensor
 
 from plasticity.groups import unwrap
 from plasticity.masks import Masks
-from plasticity.methods.demon_masks import PrunedUnits
+from plasticity.methods.demon_masks import PrunedUnits, kept_at_zero
 
 
 def removed_by(strategy: Any) -> tuple[Masks | PrunedUnits, ...]:
     """Return what the plugins of a strategy keep at 0."""
-    found: list[Masks | PrunedUnits] = []
-    for plugin in strategy.plugins:
-        kept = [getattr(plugin, key, None) for key in ("pruned", "masks")]
-        found += [each for each in kept if isinstance(each, Masks | PrunedUnits)][:1]
-    return tuple(found)
+    return kept_at_zero(strategy.plugins)
 
 
 def still_removed(strategy: Any) -> tuple[Masks | PrunedUnits, ...]:
