@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from plasticity.activity import Activity
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
-from plasticity.unit_statistics import Sums, plainly
+from plasticity.unit_statistics import Sums
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class LatestActivity(Activity):
         model: The network.
         units: Its groups.
         activations: Names of the activations that a method can judge; None: all.
+        private: With False, watch all groups.
 
     Attributes:
         latest: By group name.
@@ -46,9 +48,16 @@ class LatestActivity(Activity):
         UserError: If no group is left.
     """
 
-    def __init__(self, model: nn.Module, units: UnitGroups, *, activations: Collection[str] | None = None) -> None:
-        super().__init__(model, private_groups(units, activations))
-        self.skipped = skipped_groups(units, activations)
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitGroups,
+        *,
+        activations: Collection[str] | None = None,
+        private: bool = True,
+    ) -> None:
+        super().__init__(model, private_groups(units, activations) if private else units)
+        self.skipped = skipped_groups(units, activations) if private else {}
         self.latest: dict[str, BatchSums] = {}
 
     def clear(self) -> None:
@@ -69,6 +78,7 @@ class MagnitudeActivity(LatestActivity):
         model: The network.
         units: Its groups.
         activations: Names of the activations that a method can judge; None: all.
+        private: With False, watch all groups.
         means: Also sum up h.
 
     Attributes:
@@ -81,9 +91,10 @@ class MagnitudeActivity(LatestActivity):
         units: UnitGroups,
         *,
         activations: Collection[str] | None = None,
+        private: bool = True,
         means: bool = False,
     ) -> None:
-        super().__init__(model, units, activations=activations)
+        super().__init__(model, units, activations=activations, private=private)
         self.means = means
         self.signed: dict[str, BatchSums] = {}
 
@@ -93,7 +104,7 @@ class MagnitudeActivity(LatestActivity):
         self.signed = {}
 
     def _seen(self, sums: Sums, activations: Tensor) -> None:
-        with plainly():
+        with _plainly():
             h = activations.detach()
             self._sum(sums, h.abs() if sums.signed else h, torch.float32, self.latest)
             if self.means:
@@ -122,8 +133,8 @@ class GradientActivity(LatestActivity):
             activations.grad_fn.register_hook(partial(self._passed, sums, activations.shape))
 
     def _flows(self, sums: Sums, gradient: Tensor) -> None:
-        with plainly():
-            self._sum(sums, gradient.abs(), torch.float32, self.latest)
+        with _plainly():
+            self._sum(sums, gradient.detach().abs(), torch.float32, self.latest)
 
     def _passed(self, sums: Sums, shape: torch.Size, inputs: Any, outputs: Any) -> None:
         if inputs[0] is None:  # all below is frozen
@@ -134,3 +145,8 @@ class GradientActivity(LatestActivity):
                 'before it is unknown; ask for the one behind it, with gradient="after"'
             )
         self._flows(sums, inputs[0])
+
+
+def _plainly() -> AbstractContextManager[None]:
+    """Compute so that the result can be added to in any mode; on what is detached no gradients are tracked anyhow."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

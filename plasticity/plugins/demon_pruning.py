@@ -13,12 +13,10 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.activity import Activity
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import Masks
-from plasticity.measures import dead_units
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
 from plasticity.methods.demon_noise import AsymmetricNoise
 from plasticity.methods.demon_pruning import (
@@ -31,6 +29,7 @@ from plasticity.methods.demon_pruning import (
     prune_dead_units,
 )
 from plasticity.methods.treatment import Treatment
+from plasticity.methods.watching import MagnitudeActivity
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
 from plasticity.plugins.beside import starts_anew
@@ -120,7 +119,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         self._steps = total_steps
         self._noise_states: dict[str, Tensor] = {}
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._observer = ForwardObserver(partial(Activity), self.groups)
+        self._observer = ForwardObserver(partial(MagnitudeActivity, private=False), self.groups)
         self._done: Pruning | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._penalised: list[Penalised] | None = None
@@ -285,11 +284,19 @@ class DemonPruningPlugin(TreatmentPlugin):
         return self._units
 
     def _live(self) -> dict[str, Tensor]:
+        """Return which units fired in the latest passes, (size,) bool by group name, and forget these passes."""
         activity = self._observer.activity
         if activity is None:
             return {}
-        live = {name: ~dead_units(stat) for name, stat in activity.statistics().items()}
-        activity.reset()
+        live: dict[str, Tensor] = {}
+        for group in activity.units:
+            seen = activity.latest.get(group.name)
+            if seen is not None:
+                live[group.name] = seen.values != 0
+            else:  # no sample has reached it
+                device = next(activity.model.parameters()).device
+                live[group.name] = torch.ones(group.size, dtype=torch.bool, device=device)
+        activity.clear()
         return live
 
     def _draw_from(self, model: nn.Module) -> dict[torch.device, torch.Generator]:

@@ -47,6 +47,8 @@ def removed_units(strategy: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for plugin in strategy.plugins:
         pruned = getattr(plugin, "pruned", None)
+        if pruned is None:
+            continue
         units = pruned.units if isinstance(pruned, PrunedUnits) else pruned
         for name, mask in units.items() if isinstance(units, Mapping) else ():
             before = found.get(name)
