@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from step_driver import Steps
+from step_driver import mlp as step_mlp
 from torch import nn
 from weight_methods import STATEFUL, conv, copy_of, mlp, moved, run, trained
 
+from plasticity.errors import UserError
 from plasticity.methods.parameters import LAYER_KINDS, InitialValues
 from plasticity.methods.shrink_perturb import (
     PRESETS,
@@ -107,6 +110,39 @@ def test_noise_and_decay_hold_weights_at_their_initial_size():
     for _ in range(600):
         shrink_and_perturb_step([weight], [torch.tensor(0.1 * 2.0)], rule, generator)
     assert float(weight.detach().std()) == pytest.approx(2.0 * 0.1 / 0.02**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+def test_many_steps_at_once_are_what_they_come_to_one_by_one(every):
+    """Mean and variance of a weight, followed through single steps; one step at once has the same two."""
+    single, many = (ShrinkPerturbRule("step", decay=0.1, noise=0.05, step_every=steps) for steps in (1, every))
+    mean, variance = 3.0, 0.0
+    for _ in range(every):
+        mean, variance = (1 - 0.1) * mean, (1 - 0.1) ** 2 * variance + 0.05**2
+    assert (single.kept, single.spread) == (0.9, 1.0)
+    assert many.kept * 3.0 == pytest.approx(mean, rel=1e-12)
+    model, _, _ = trained(mlp)
+    entries, initial = beginning(model, kinds=LAYER_KINDS)
+    scales = noise_scales(entries, initial, ShrinkPerturbRule("step", noise=0.05, decay=0.1, step_every=every))
+    spread = initial[entries[0].name].std(correction=0)
+    assert float((scales[0] / spread) ** 2) == pytest.approx(variance, rel=1e-5)
+    weight = nn.Parameter(torch.full((4000,), 3.0))
+    shrink_and_perturb_step([weight], [torch.tensor(0.05 * many.spread)], many, torch.Generator().manual_seed(0))
+    assert float(weight.detach().mean()) == pytest.approx(mean, abs=0.01)
+    assert float(weight.detach().var()) == pytest.approx(variance, rel=0.1)
+
+
+def test_with_step_every_nothing_happens_in_between():
+    """Without noise and learning rate weights of layers shrink by 0.9^3 after each third update."""
+    driver = Steps("shrink-perturb-step:decay=0.1:noise=0:step_every=3", step_mlp(2, 6), (5,))
+    driver.strategy.optimizer = torch.optim.SGD(driver.strategy.model.parameters(), lr=0.0)
+    before = copy_of(driver.strategy.model)
+    for number in range(1, 9):
+        driver.step()
+        for name, value in copy_of(driver.strategy.model).items():
+            torch.testing.assert_close(value, before[name] * 0.9 ** (number // 3 * 3), rtol=1e-5, atol=0)
+    with pytest.raises(UserError, match="step_every"):
+        ShrinkPerturbPlugin("step", step_every=0)
 
 
 def test_draws_have_the_distribution_of_the_entries():

@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -43,6 +44,8 @@ class ShrinkPerturbRule:
         scale: For "step": "initial" or "normal".
         strength: For "interpolate": factor of the initial values, in [0, 1].
         optimizer_state: For "experience" and "interpolate": "clear", as the sources do, or "keep".
+        step_every: For "step": act after so many updates of an experience, by what as many steps come to where nothing
+            else happens between them. The noise is what a step costs, so 10 take a tenth.
     """
 
     variant: Variant = "experience"
@@ -53,6 +56,7 @@ class ShrinkPerturbRule:
     scale: NoiseScale = "initial"
     strength: float = 0.8
     optimizer_state: OptimizerState = "clear"
+    step_every: int = 1
 
     def __post_init__(self) -> None:
         for name, kind in (("variant", Variant), ("scale", NoiseScale)):
@@ -62,6 +66,8 @@ class ShrinkPerturbRule:
             in_range(name, getattr(self, name), 0, 1)
         for name in ("perturb", "noise"):
             in_range(name, getattr(self, name))
+        if not isinstance(self.step_every, int) or isinstance(self.step_every, bool) or self.step_every < 1:
+            raise UserError(f"step_every must be a whole number of at least 1, not {self.step_every!r}")
         check_optimizer_state(self.optimizer_state)
 
     @property
@@ -72,6 +78,16 @@ class ShrinkPerturbRule:
             "step": self.decay == 0 and self.noise == 0,
             "interpolate": self.strength == 0,
         }[self.variant]
+
+    @property
+    def kept(self) -> float:
+        """What `step_every` steps leave of a weight."""
+        return (1 - self.decay) ** self.step_every
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of what `step_every` steps add, in units of the noise of one."""
+        return math.sqrt(sum((1 - self.decay) ** (2 * steps) for steps in range(self.step_every)))
 
 
 PRESETS: dict[str, ShrinkPerturbRule] = {
@@ -119,12 +135,15 @@ def shrink_and_perturb(
 
 
 def noise_scales(entries: Sequence[Entry], initial: Mapping[str, Tensor], rule: ShrinkPerturbRule) -> list[Tensor]:
-    """Return the size of the noise in each parameter, 0-dim each: `noise`, times std_0 with scale "initial"."""
+    """Return the size of the noise in each parameter, 0-dim each: `noise`, times std_0 with scale "initial".
+
+    With `step_every` it is that of so many steps.
+    """
     scales = []
     for entry in entries:
         values = initial[entry.name]
         spread = values.std(correction=0) if values.numel() else values.new_zeros(())
-        scales.append(rule.noise * (spread if rule.scale == "initial" else torch.ones_like(spread)))
+        scales.append(rule.noise * rule.spread * (spread if rule.scale == "initial" else torch.ones_like(spread)))
     return scales
 
 
@@ -134,7 +153,7 @@ def shrink_and_perturb_step(
     rule: ShrinkPerturbRule,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Shrink and perturb once, by the variant "step".
+    """Shrink and perturb once, by the variant "step"; with `step_every` as much as in so many steps.
 
     Args:
         parameters: The parameters.
@@ -147,7 +166,7 @@ def shrink_and_perturb_step(
         return
     with torch.no_grad():
         if rule.decay > 0:
-            torch._foreach_mul_(values, 1 - rule.decay)
+            torch._foreach_mul_(values, rule.kept)
         if rule.noise > 0:
             # One draw for all: on a GPU a launch for each parameter would take longer than the numbers.
             sizes = [value.numel() for value in values]

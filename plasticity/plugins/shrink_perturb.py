@@ -43,7 +43,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `shrink`, `perturb`, `decay`, `noise`, `scale`, `strength`,
-            `optimizer_state`; see `plasticity.methods.shrink_perturb.ShrinkPerturbRule`.
+            `optimizer_state`, `step_every`; see `plasticity.methods.shrink_perturb.ShrinkPerturbRule`.
 
     Attributes:
         initial: The initial values by qualified name of the parameter.
@@ -123,7 +123,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         """Shrink and perturb at this step, with "step"."""
         if self.rule.variant == "step" and not self.rule.idle:
             self._steps += 1
-            if self.dry_run:
+            if self.dry_run or self._steps % self.rule.step_every:
                 return
             parameters = [entry.parameter for entry in self._entries]
             shrink_and_perturb_step(parameters, self._scales, self.rule, self._noise)
