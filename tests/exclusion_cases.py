@@ -52,7 +52,7 @@ def flat(output, labels):
     return 0 * output.sum()
 
 
-def trained(plugin, model=FixedHead, criterion=flat, rate=0.01, moved=True):
+def trained(plugin, model=FixedHead, criterion=flat, rate=0.01, moved=True, optimizer=None, beside=()):
     """Train on two experiences; returns the strategy.
 
     Args:
@@ -60,16 +60,19 @@ def trained(plugin, model=FixedHead, criterion=flat, rate=0.01, moved=True):
         model: Makes the network.
         criterion: The loss.
         rate: The learning rate.
-        moved: Whether each parameter is first moved away from its initial value, once plugins know that.
+        moved: Whether each parameter is moved away from its initial value after the first experience.
+        optimizer: Makes the optimizer of a network; None: Adam with one group.
+        beside: Makes further plugins from the optimizer, which come after the other one.
     """
     torch.manual_seed(0)
     network = model()
+    made = optimizer(network) if optimizer else torch.optim.Adam(network.parameters(), lr=rate)
     strategy = Naive(
         model=network,
-        optimizer=torch.optim.Adam(network.parameters(), lr=rate),
+        optimizer=made,
         criterion=criterion,
         train_mb_size=8,
-        plugins=[plugin] if plugin is not None else [],
+        plugins=[*([plugin] if plugin is not None else []), *(make(made) for make in beside)],
         evaluator=EvaluationPlugin(loggers=[Recorder()]),
     )
     torch.manual_seed(1)
