@@ -129,6 +129,11 @@ class Activity:
 
     # --- hooks -------------------------------------------------------------------------------------------------
 
+    @property
+    def attached(self) -> bool:
+        """Whether there are hooks on the model."""
+        return self._hooks is not None
+
     def attach(self) -> None:
         """Begin to watch: hooks are put on the model."""
         if self._hooks is not None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from benchmarks.cli import main
-from benchmarks.cost import cases, loading, peers, processes, treating, watching
+from benchmarks.cost import cases, peers, processes, treating, watching
 from benchmarks.cost.table import content, text
 from benchmarks.cost.timing import clock, interleave, ratio
 
 CPU = torch.device("cpu")
+WATCHING = [watching.EXACT, watching.EVERY, watching.GRADIENTS, watching.HOOKS]
 SMALL = cases.Case("small", "mlp-2x16", (8,), 8, torch.optim.SGD, 6)
 
 
@@ -48,8 +49,28 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds():
 
 def test_watching_is_measured_beside_the_same_strategy_without(capsys):
     lines = list(watching.measure(CPU, 2, [SMALL]))
-    assert [line.what for line in lines] == ["plasticity_metrics(epoch=True)", "plain hooks on activations"]
+    assert [line.what for line in lines] == WATCHING
     assert all(line.ratio.rounds == 2 and line.ratio.median > 0 for line in lines)
+
+
+def test_the_sampled_line_times_as_many_looks_as_it_says(monkeypatch):
+    looks, steps = [], []
+
+    class Spied(cases.Trainer):
+        def __init__(self, case, device, plugins=None, metrics=None):
+            super().__init__(case, device, plugins, metrics)
+            (metric,) = metrics[0] if metrics else [None]
+            steps.append(case.steps)
+            if metric is not None and metric.settings.every > 1:
+                self.strategy.model.register_forward_hook(lambda *args: looks.append(self._looks(metric)))
+
+        def _looks(self, metric):
+            timed = self.timer._count > self.timer.SKIPPED
+            return timed and metric._training.activity is not None and metric._training.activity.attached
+
+    monkeypatch.setattr(watching, "Trainer", Spied)
+    list(watching.measure(CPU, 1, [SMALL]))
+    assert set(steps) == {10} and sum(looks) == 2  # one in the round to warm up, and one in the round that counts
 
 
 def test_treating_is_measured_by_step_and_by_treatment():
@@ -140,19 +161,6 @@ def test_the_step_timer_counts_the_steps_after_the_first_few(monkeypatch):
     assert cases.Trainer(SMALL, CPU)() == pytest.approx(12 / SMALL.steps)
 
 
-def test_loading_is_measured_against_avalanche_and_a_bare_loop(monkeypatch):
-    monkeypatch.setattr(loading, "SAMPLES", 64)
-    lines = list(loading.measure(CPU, 1))
-    assert len(lines) == 4 and {line.section for line in lines} == {"loading"}
-
-
-def test_pictures_of_the_stock_loader_are_the_tensors_of_ours():
-    pixels = torch.randint(0, 256, (3, 5, 5, 3), dtype=torch.uint8)
-    for index in range(3):
-        picture, label = loading.Images(pixels.numpy(), [4, 5, 6])[index]
-        assert torch.equal(picture, pixels[index].movedim(2, 0) / 255) and label == 4 + index
-
-
 def test_processes_are_measured_by_whole_runs():
     (line,) = processes.measure(1, 1, experiences=1)  # a second process takes long to start
     assert line.ratio.median > 0 and "1 runs" in line.case
@@ -167,7 +175,7 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path, capsys, monkeypatch)
     found = json.loads(output.read_text())
     assert found["command"].endswith("cost --sections watching --rounds 2 --device cpu --threads 1")
     assert {"torch", "cpu"} <= set(found["environment"])
-    assert [line["what"] for line in found["lines"]] == ["plasticity_metrics(epoch=True)", "plain hooks on activations"]
+    assert [line["what"] for line in found["lines"]] == WATCHING
     assert main(["cost", "--sections", "sleeping"]) == 2
     assert "unknown section 'sleeping': there are watching" in capsys.readouterr().err
 

@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 from benchmarks.cost.timing import Ratio
 
 FORMAT = 1
+NOTE = (
+    "Medians of the ratios within interleaved rounds, with 95% intervals: of the process's own time where one CPU "
+    "thread computes it all, of the clock's time otherwise."
+)
 
 
 class Line(NamedTuple):
@@ -54,4 +58,4 @@ def text(lines: Sequence[Line]) -> str:
             interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
             found.append(f"  {line.what.ljust(width)}  {figure.median:7.3f}  {interval}  {figure.rounds} rounds")
         found.append("")
-    return "\n".join(found)
+    return "\n".join([*found, NOTE, ""] if found else [])

@@ -1,6 +1,7 @@
 """What watching costs: a training step with and without the metrics of plasticity, of the same strategy."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -9,6 +10,14 @@ from benchmarks.cost.cases import CASES, Case, Trainer
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import interleave, ratio
 from plasticity.metrics import plasticity_metrics
+
+SAMPLED = 10
+"""Of so many mini-batches one is looked at, where not all are."""
+
+EXACT = "plasticity_metrics(epoch=True)"
+EVERY = f"plasticity_metrics(epoch=True, every={SAMPLED})"
+GRADIENTS = 'plasticity_metrics(epoch=True, measures=["NotLearningUnits"])'
+HOOKS = "plain hooks on activations"
 
 
 class PlainHooks(SupervisedPlugin):  # type: ignore[type-arg]
@@ -43,12 +52,15 @@ def measure(device: torch.device, rounds: int, cases: Iterable[Case] = CASES) ->
         cases: The networks.
     """
     for case in cases:
+        case = replace(case, steps=-(-case.steps // SAMPLED) * SAMPLED)  # each sampled block has its share of looks
         blocks = {
             "naive": Trainer(case, device),
-            "plasticity_metrics(epoch=True)": Trainer(case, device, metrics=[plasticity_metrics(epoch=True)]),
+            EXACT: Trainer(case, device, metrics=[plasticity_metrics(epoch=True)]),
+            EVERY: Trainer(case, device, metrics=[plasticity_metrics(epoch=True, every=SAMPLED)]),
+            GRADIENTS: Trainer(case, device, metrics=[plasticity_metrics(epoch=True, measures=["NotLearningUnits"])]),
         }
         if case.model != "slim-resnet18":  # whose activations are functions, which such hooks do not see
-            blocks["plain hooks on activations"] = Trainer(case, device, [PlainHooks()])
+            blocks[HOOKS] = Trainer(case, device, [PlainHooks()])
         times = interleave(blocks, rounds)
         for name in blocks:
             if name != "naive":
