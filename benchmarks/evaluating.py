@@ -8,7 +8,10 @@ from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.streams.builders import derived_seed
 from plasticity.loading import NotTensorsError, dataset_tensors
+
+_TO_TEST = 1729  # a purpose that no stream draws for
 
 
 class ExperienceTensors(NamedTuple):
@@ -34,6 +37,27 @@ def experience_tensors(experience: Any, device: torch.device | str = "cpu") -> E
         columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     columns = [column.to(device) for column in columns]
     return ExperienceTensors(columns[0], columns[1], columns[-1] if hasattr(experience, "task_labels") else None)
+
+
+def to_test(index: int, count: int | None, seed: int, last: int) -> list[int]:
+    """Say on which experiences a network is to be tested after learning one.
+
+    Tests on all of them take a time that grows with the square of a stream's length.
+
+    Args:
+        index: The experience just learned.
+        count: How many of the earlier ones; they are drawn from the seed, anew after each experience, and alike for all
+            strategies. None: all.
+        seed: Of the run.
+        last: From this experience on all are tested, for the measures at the end.
+
+    Returns:
+        Their numbers, in order; the one just learned is the last.
+    """
+    if count is None or index >= last or count >= index:
+        return list(range(index + 1))
+    generator = torch.Generator().manual_seed(derived_seed(seed, _TO_TEST, index))
+    return [*sorted(torch.randperm(index, generator=generator)[:count].tolist()), index]
 
 
 class StreamTensors(Sequence[ExperienceTensors]):

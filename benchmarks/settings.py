@@ -33,6 +33,8 @@ class RunSettings:
         momentum: Of "sgd".
         weight_decay: Of any optimizer, at every step: "adamw" shrinks weights by it, the others add it to the gradient.
         measure: What is measured only if asked for, see `benchmarks.asked_measures`.
+        evaluate: On how many earlier experiences a network is tested after each, see `benchmarks.evaluating.to_test`;
+            None: on all.
         data: Folder of the data; not part of what a run is.
     """
 
@@ -51,6 +53,7 @@ class RunSettings:
     momentum: float = 0.0
     weight_decay: float = 0.0
     measure: tuple[str, ...] = ()
+    evaluate: int | None = None
     data: Path | None = None
 
     @property
@@ -76,6 +79,7 @@ class RunSettings:
             "settings": {
                 **{name: getattr(self, name) for name in shared},
                 **({"measure": list(self.measure)} if self.measure else {}),
+                **({} if self.evaluate is None else {"evaluate": self.evaluate}),
             },
             "environment": environment(self.device),
         }
@@ -98,6 +102,7 @@ def resolve(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     measure: Sequence[str] = (),
+    evaluate: int | None = None,
     data: Path | None = None,
 ) -> RunSettings:
     """Fill in a benchmark's defaults; arguments as in `RunSettings`.
@@ -120,6 +125,8 @@ def resolve(
         raise UserError(f"momentum must lie in [0, 1), and above 0 for sgd alone, not {momentum} for {optimizer}")
     if not 0 <= weight_decay < float("inf"):
         raise UserError(f"weight decay must be at least 0, not {weight_decay}")
+    if evaluate is not None and evaluate < 0:
+        raise UserError(f"evaluate must be at least 0, not {evaluate}")
     return RunSettings(
         benchmark=benchmark,
         strategy=strategy,
@@ -136,6 +143,7 @@ def resolve(
         momentum=float(momentum),
         weight_decay=float(weight_decay),
         measure=tuple(sorted(set(measure))),
+        evaluate=evaluate,
         data=data,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
-from benchmarks.evaluating import StreamTensors, evaluate, experience_tensors
+from benchmarks.evaluating import StreamTensors, evaluate, experience_tensors, to_test
 from benchmarks.gradient_norms import GradientNormPlugin
 from benchmarks.judging import TITLES, inputs, judge_units, samples
 from benchmarks.models import build_model
@@ -205,9 +205,9 @@ class _Run:
         record.online.append(self.online.take())
         self._log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", record.online[-1])
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
-        tested = [index] if self.fresh and index < self.scored[-1] else range(index + 1)
+        earlier = 0 if self.fresh else self.settings.evaluate
         row: list[float | None] = [None] * len(tests)
-        for other in tested:
+        for other in to_test(index, earlier, self.settings.seed, last=self.scored[-1]):
             row[other] = evaluate(model, tests[other])
             self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
         record.matrix.append(row)
@@ -236,6 +236,7 @@ class _Run:
             "seed": settings.seed,
             "experiences": len(self.tests),
             "scored": self.scored,
+            **({} if settings.evaluate is None else {"evaluate": settings.evaluate}),
             "accuracy_matrix": record.matrix,
             "learning_accuracy": [row[index] for index, row in enumerate(record.matrix)],
             "online_accuracy": record.online,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import count, device, minutes, seeds
+from benchmarks.cli.arguments import count, device, minutes, natural, seeds
 from benchmarks.runner import CHECKPOINT_MINUTES, import_modules, run_all
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
@@ -65,6 +65,9 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--learning-rate", type=float, metavar="X", help="step size of the optimizer")
     command.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of sgd")
     command.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="of the optimizer")
+    command.add_argument(
+        "--evaluate", type=natural, metavar="N", help="test on N earlier experiences after each, and at the end on all"
+    )
     command.add_argument("--measure", default="", metavar="A,B", help="also sample-plasticity, curvature; takes time")
     command.add_argument(
         "--checkpoint-minutes",
@@ -135,6 +138,7 @@ def _runs(arguments: argparse.Namespace, names: list[str], chosen: range) -> lis
             epochs=arguments.epochs,
             device=where,
             threads=arguments.threads,
+            evaluate=arguments.evaluate,
             measure=[name for name in arguments.measure.split(",") if name],
             data=arguments.data,
         )

@@ -77,7 +77,7 @@ def late_experiences(experiences: int) -> int:
 
 
 def run_measures(
-    accuracy_matrix: Sequence[Sequence[float | None]] | np.ndarray, fresh: bool
+    accuracy_matrix: Sequence[Sequence[float | None]] | np.ndarray, fresh: bool, sampled: bool = False
 ) -> dict[str, float | None]:
     """The accuracy measures of one run.
 
@@ -90,12 +90,14 @@ def run_measures(
     - backward_transfer: mean over j < T − 1 of R[T−1][j] − R[j][j].
 
     The last two are None for T = 1, where nothing can be forgotten, and for `fresh`, whose networks never train twice.
-    Entries above the diagonal are ignored.
+    Entries above the diagonal are ignored. Where only some of the entries below it were measured, the max in forgetting
+    is over these, so that forgetting comes out at most as large as it is.
 
     Args:
         accuracy_matrix: T rows of T accuracies from 0 to 1, None or NaN where nothing was measured. The diagonal and
-            the last row are needed; unless `fresh`, all entries below the diagonal too.
+            the last row are needed; unless `fresh` or `sampled`, all entries below the diagonal too.
         fresh: whether every experience had a new network.
+        sampled: whether the network was tested on a sample of the earlier experiences.
 
     Returns:
         The measures by name, in the order of `ACCURACY_MEASURES`.
@@ -108,7 +110,7 @@ def run_measures(
     """
     matrix = as_accuracy_matrix(accuracy_matrix)
     size = len(matrix)
-    needed = np.eye(size, dtype=bool) if fresh else np.tri(size, dtype=bool)
+    needed = np.eye(size, dtype=bool) if fresh or sampled else np.tri(size, dtype=bool)
     needed[-1] = True
     missing = np.argwhere(needed & np.isnan(matrix))
     if len(missing):
@@ -117,7 +119,7 @@ def run_measures(
     learned, final = matrix.diagonal(), matrix[-1]
     forgetting = backward_transfer = None
     if size > 1 and not fresh:
-        best = np.array([matrix[j:-1, j].max() for j in range(size - 1)])
+        best = np.array([np.nanmax(matrix[j:-1, j]) for j in range(size - 1)])
         forgetting = float(np.mean(best - final[:-1]))
         backward_transfer = float(np.mean(final[:-1] - learned[:-1]))
     return {
@@ -237,7 +239,7 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
         return [values[index] for index in scored]
 
     return {
-        **run_measures(matrix, fresh),
+        **run_measures(matrix, fresh, "evaluate" in result),
         **{name: units[-1].get(name) for name in UNIT_MEASURES},
         "average_online_accuracy": _mean(of_scored("online_accuracy")),
         "forward_transfer": forward_transfer(of_scored("accuracy_before_learning"), of_scored("untrained_accuracy")),

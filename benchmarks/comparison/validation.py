@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from benchmarks.comparison.measures import FURTHER_MEASURES, as_accuracy_matrix, result_measures, run_measures
 
 FORMAT = 1
@@ -147,6 +149,14 @@ def _check_accuracies(result: dict[str, Any], name: str, count: int) -> None:
             number(value, f"{name}[{i}]", 1)
 
 
+def _check_sample(rows: np.ndarray, count: int) -> None:
+    """Checks that as many earlier experiences were tested after each as the result says."""
+    for i, row in enumerate(rows):
+        found, expected = int(np.isfinite(row[:i]).sum()), min(count, i)
+        if found != expected:
+            raise ValueError(f"accuracy_matrix[{i}] should have {expected} entries before the diagonal, not {found}")
+
+
 def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]:
     """Checks a run's result against the format, and its measures against the data they come from.
 
@@ -167,10 +177,12 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
     for name, count in (("accuracy_matrix", len(matrix)), ("units", len(units)), ("learning_accuracy", len(learned))):
         if count != experiences:
             raise ValueError(f"{name} should have {experiences} entries, one an experience, not {count}")
-    run_measures(matrix, fresh)  # complains of a matrix with holes in it
+    run_measures(matrix, fresh, "evaluate" in result)  # complains of a matrix with holes in it
     scored = result.get("scored", list(range(experiences)))  # early runs score all
     if not isinstance(scored, list) or not scored or scored != [i for i in range(experiences) if i in scored]:
         raise ValueError(f"scored should list some of the experiences 0 to {experiences - 1}, in order")
+    if "evaluate" in result and not fresh:
+        _check_sample(matrix[: scored[-1]], field(result, "evaluate", int))
     for i, value in enumerate(learned):
         if not _same(number(value, f"learning_accuracy[{i}]", 1), matrix[i, i]):
             raise ValueError(f"learning_accuracy[{i}] disagrees with the diagonal of accuracy_matrix")

@@ -7,88 +7,90 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks import nc_benchmark
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
-from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
-from torchvision.transforms.functional import to_tensor
+from torchvision import datasets, transforms
 
 from benchmarks.cost.cases import Silent
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import clock, interleave, ratio
 from benchmarks.models import build_model
-from benchmarks.streams import make_stream
-from plasticity.loading import TensorLoaderPlugin
+from plasticity.loading import TensorLoaderPlugin, dataset_tensors
 
 SAMPLES = 2048
 NETWORKS = (
-    ("mlp-2x100, SGD, batch 64", "mlp-2x100", (1, 28, 28), 64),
-    ("pairs-conv, SGD, batch 32", "pairs-conv", (3, 32, 32), 32),
+    ("mlp-2x100, SGD, batch 64", "mlp-2x100", (1, 28, 28), 64, datasets.MNIST),
+    ("pairs-conv, SGD, batch 32", "pairs-conv", (3, 32, 32), 32, datasets.CIFAR10),
 )
+STOCK, OURS, BARE = "Avalanche's loader", "TensorLoaderPlugin", "bare loop over tensors"
 
 
-class Images(Dataset[tuple[torch.Tensor, int]]):
-    """Pictures as torchvision's data sets keep them: arrays that become PIL images, and then tensors."""
+def pictures(kind: type, shape: tuple[int, ...], count: int) -> Any:
+    """Make a data set of torchvision's with random images, which it turns into PIL images, without any file.
 
-    def __init__(self, pixels: np.ndarray, labels: list[int]):
-        self.pixels, self.targets = pixels, labels
+    Args:
+        kind: `MNIST` or `CIFAR10` of torchvision's.
+        shape: Channels, height and width.
+        count: Images.
+    """
+    channels, *sizes = shape
+    generator, labels = np.random.default_rng(0), np.arange(count) % 10
+    data = kind.__new__(kind)
+    data.transform = data.target_transform = None
+    if channels == 1:
+        data.data = torch.from_numpy(generator.integers(0, 256, (count, *sizes), dtype=np.uint8))
+        data.targets = torch.from_numpy(labels)
+    else:
+        data.data, data.targets = generator.integers(0, 256, (count, *sizes, channels), dtype=np.uint8), labels.tolist()
+    return data
 
-    def __len__(self) -> int:
-        return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = self.pixels[index]
-        return to_tensor(Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)), self.targets[
-            index
-        ]
+def stock_stream(kind: type, shape: tuple[int, ...], count: int) -> Any:
+    """Make one experience as Avalanche's own benchmarks are made, with transformations of PIL images.
+
+    Args:
+        kind: As for `pictures`.
+        shape: Channels, height and width.
+        count: Images.
+    """
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * shape[0], (0.25,) * shape[0])])
+    data = pictures(kind, shape, count)
+    return nc_benchmark(
+        data,
+        data,
+        n_experiences=1,
+        task_labels=False,
+        shuffle=False,
+        train_transform=transform,
+        eval_transform=transform,
+    )
 
 
 def measure(device: torch.device, rounds: int) -> Iterator[Line]:
-    """Measure both networks.
+    """Measure both networks, each on one stream, with the same seeds.
 
     Args:
         device: Where.
         rounds: Interleaved rounds.
     """
-    for case, model, shape, batch_size in NETWORKS:
-        generator = np.random.default_rng(0)
-        pixels = generator.integers(0, 256, (SAMPLES, *shape[1:], shape[0]), dtype=np.uint8)
-        labels = (np.arange(SAMPLES) % 10).tolist()
-        stock = benchmark_from_datasets(
-            train=[as_classification_dataset(Images(pixels, labels))],  # type: ignore[arg-type]  # has targets
-            test=[as_classification_dataset(Images(pixels, labels))],  # type: ignore[arg-type]
-        )
-        inputs = torch.from_numpy(pixels).movedim(3, 1).float() / 255
-        tensors = [(inputs, torch.tensor(labels))]
-        ours = make_stream(tensors, tensors, "domain")
+    for case, model, shape, batch_size, kind in NETWORKS:
+        experience = stock_stream(kind, shape, SAMPLES).train_stream[0]
+        inputs, labels, _ = dataset_tensors(experience.dataset)
         build = partial(build_model, model, 10, shape)
         blocks = {
-            "Avalanche's loader": _avalanche(stock, build, batch_size, device, []),
-            "tensors": _avalanche(ours, build, batch_size, device, [TensorLoaderPlugin()]),
-            "bare loop over tensors": _bare(tensors[0], build, batch_size, device),
+            STOCK: _avalanche(experience, build, batch_size, device, []),
+            OURS: _avalanche(experience, build, batch_size, device, [TensorLoaderPlugin()]),
+            BARE: _bare((inputs, labels), build, batch_size, device),
         }
         times = interleave(blocks, rounds)
-        yield Line(
-            "loading",
-            case,
-            "tensors",
-            "samples a second / Avalanche's loader",
-            ratio(times, "Avalanche's loader", "tensors"),
-        )
-        yield Line(
-            "loading",
-            case,
-            "tensors",
-            "samples a second / bare loop",
-            ratio(times, "bare loop over tensors", "tensors"),
-        )
+        for other in (STOCK, BARE):
+            yield Line("loading", case, OURS, f"samples a second / {other}", ratio(times, other, OURS))
 
 
 def _avalanche(
-    stream: Any, build: Callable[[], nn.Module], batch_size: int, device: torch.device, plugins: list[Any]
+    experience: Any, build: Callable[[], nn.Module], batch_size: int, device: torch.device, plugins: list[Any]
 ) -> Callable[[], float]:
     torch.manual_seed(0)
     model = build().to(device)
@@ -101,7 +103,6 @@ def _avalanche(
         plugins=plugins,
         evaluator=EvaluationPlugin(loggers=[Silent()]),
     )
-    experience = stream.streams["train"][0]
 
     def block() -> float:
         start = clock(device)

@@ -63,7 +63,7 @@ def run_series(run: Run) -> dict[str, np.ndarray]:
     found = {
         "learning_accuracy": run.learning_accuracy,
         "online_accuracy": run.online_accuracy,
-        "accuracy_so_far": np.array([row[: i + 1].mean() for i, row in enumerate(matrix)]),
+        "accuracy_so_far": np.array([_accuracy_so_far(row[: i + 1]) for i, row in enumerate(matrix)]),
     }
     for key in dict.fromkeys(key for entry in run.units for key in entry):
         values = [entry.get(key) for entry in run.units]
@@ -75,6 +75,14 @@ def run_series(run: Run) -> dict[str, np.ndarray]:
             shifts[treatment["experience"]].append(treatment["output_shift"])
     found["output_shift"] = np.array([np.mean(shift) if shift else np.nan for shift in shifts])
     return {key: values for key, values in found.items() if np.isfinite(values).any()}
+
+
+def _accuracy_so_far(row: np.ndarray) -> float:
+    """Mean over the experiences so far; where some earlier ones were not tested, as if they were like the others."""
+    earlier = row[:-1][np.isfinite(row[:-1])]
+    if len(earlier) == len(row) - 1:
+        return float(row.mean())
+    return float((row[-1] + earlier.mean() * (len(row) - 1)) / len(row)) if len(earlier) else math.nan
 
 
 def _is_number(value: Any) -> bool:
@@ -224,7 +232,7 @@ def layers(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def matrix(runs: Sequence[Run]) -> list[list[float | None]]:
-    """Test accuracy on every experience after every experience, mean over seeds.
+    """Test accuracy on every experience after every experience, mean over the seeds that have it.
 
     Args:
         runs: the runs of one strategy.
@@ -232,7 +240,11 @@ def matrix(runs: Sequence[Run]) -> list[list[float | None]]:
     Returns:
         Rows of a lower triangle: the i-th has i + 1 entries.
     """
-    mean = np.mean([run.accuracy_matrix for run in runs], axis=0)
+    every = np.array([run.accuracy_matrix for run in runs])
+    known = np.isfinite(every)
+    count = known.sum(axis=0)
+    total = np.where(known, every, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
     mean[np.triu_indices_from(mean, 1)] = math.nan
     return [plain(row[: i + 1]) for i, row in enumerate(block_means(mean, CELLS, axes=(0, 1)))]
 
