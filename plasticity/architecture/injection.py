@@ -124,7 +124,9 @@ class Injection(nn.Module):
         (entered, self._entered) = (self._entered, None)
         rest = (args[1:], kwargs) if len(self._head) > 1 else ((), {})
         self._grow()
-        return _sum(self._part("frozen", entered, rest), output, self._part("copy", entered, rest))
+        with self._quietly():
+            frozen, copied = (self._part(part, entered, rest) for part in ("frozen", "copy"))
+        return _sum(frozen, output, copied)
 
     def _part(
         self, part: str, entered: tuple[tuple[Any, ...], dict[str, Any]], rest: tuple[tuple[Any, ...], dict[str, Any]]
@@ -134,27 +136,29 @@ class Injection(nn.Module):
             tensors[place][name] = getattr(self, f"{part}_{number}")
         args, kwargs = entered
         output: Any = None
-        with self._quietly():
-            for place, module in enumerate(self._head):
-                if place:
-                    args, kwargs = ((output, *rest[0]), rest[1]) if place == len(self._head) - 1 else ((output,), {})
-                output = functional_call(module, tensors[place], args, kwargs)
+        for place, module in enumerate(self._head):
+            if place:
+                args, kwargs = ((output, *rest[0]), rest[1]) if place == len(self._head) - 1 else ((output,), {})
+            output = functional_call(module, tensors[place], args, kwargs)
         return output
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
         """Run the head without hooks, which are about the new part, and without dropout; batch statistics stay."""
         modules = [module for head in self._head for module in head.modules()]
-        kept = [(module, module._forward_pre_hooks, module._forward_hooks, module.training) for module in modules]
+        kept = [
+            {key: vars(module)[key] for key in ("_forward_pre_hooks", "_forward_hooks", "training")}
+            for module in modules
+        ]
         try:
-            for module in modules:
-                module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+            for module in modules:  # past `Module.__setattr__`, which takes longer than a small head
+                vars(module).update(_forward_pre_hooks=OrderedDict(), _forward_hooks=OrderedDict())
                 if not isinstance(getattr(module, "running_mean", None), Tensor):
-                    module.training = False
+                    vars(module)["training"] = False
             yield
         finally:
-            for module, before, after, training in kept:
-                module._forward_pre_hooks, module._forward_hooks, module.training = before, after, training
+            for module, state in zip(modules, kept, strict=True):
+                vars(module).update(state)
 
 
 def _sum(frozen: Any, new: Any, begun: Any) -> Any:

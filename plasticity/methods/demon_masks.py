@@ -129,8 +129,11 @@ def kept_at_zero(holders: Iterable[object]) -> tuple[Masks | PrunedUnits, ...]:
     """Return what objects, such as plugins, keep at 0 in a network."""
     found: list[Masks | PrunedUnits] = []
     for holder in holders:
-        kept = [getattr(holder, key, None) for key in ("pruned", "masks")]
-        found += [each for each in kept if isinstance(each, Masks | PrunedUnits)][:1]
+        for key in ("pruned", "masks"):
+            kept = getattr(holder, key, None)
+            if kept is not None and isinstance(kept, (Masks, PrunedUnits)):  # asked in every step: quicker than a union
+                found.append(kept)
+                break
     return tuple(found)
 
 
