@@ -38,6 +38,7 @@ def test_a_file_becomes_the_words_of_a_command_line(tmp_path):
           - [replay, l2-init: {strength: 1.0e-3}]
           - {l2: {}, hyper-hypo: {mode: prune}}
           - synaptic-stripping: {guard: false}
+          - fire: {exclude: [head, "trunk.*1"]}
         import: [mine, yours]
         """,
     )
@@ -46,7 +47,7 @@ def test_a_file_becomes_the_words_of_a_command_line(tmp_path):
         "--seeds=3",
         "--learning-rate=0.0003",
         "--strategies=naive,redo:tau=0.1:every=epoch,replay+l2-init:strength=0.001,l2+hyper-hypo:mode=prune,"
-        "synaptic-stripping:guard=false",
+        "synaptic-stripping:guard=false,fire:exclude=head|trunk.*1",
         "--import",
         "mine",
         "--import",

@@ -1,14 +1,20 @@
 """Layers that plugins leave alone."""
 
+import contextlib
+
 import pytest
 import torch
 from exclusion_cases import LAYERS, MAKE, equal, of_layer, trained
+from grammar import OPERATIONS, Program
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from stripping_streams import FixedHead, Network, run
 from torch import nn
 
 from plasticity import find_units, plugins
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclusion
+from plasticity.probe import Probe
 
 UNLEARNED = ("GradientDormancyPlugin", "PlasticityInjectionPlugin")  # need a gradient, or replace the head
 
@@ -48,6 +54,87 @@ def test_gradient_dormancy_too_where_there_are_gradients(layer):
         assert layer == "features.3" and "`features.3`, which reads it, is excluded" in str(error)
     else:
         assert layer == "features.0" and torch.equal(start["weight"], kept["weight"])
+
+
+AT_ONCE = {
+    "ReDoPlugin": lambda **more: plugins.ReDoPlugin(tau=1.0, **more),
+    "SynapticStrippingPlugin": lambda **more: plugins.SynapticStrippingPlugin(
+        fallback="reinitialise", fraction=0.5, max_row_sparsity=0.1, **more
+    ),
+    "HyperHypoPlugin": lambda **more: plugins.HyperHypoPlugin("prune", percent=40, maximum_pruned=0.9, **more),
+    "DemonPruningPlugin": plugins.DemonPruningPlugin,
+    "DemonPruningPlugin, shrink": lambda **more: plugins.DemonPruningPlugin("shrink", **more),
+    "AdaptivePlugin": lambda **more: plugins.AdaptivePlugin(dead=0.0, growth=1.0, **more),
+    "FIREPlugin": plugins.FIREPlugin,
+    "ShrinkPerturbPlugin": plugins.ShrinkPerturbPlugin,
+}
+
+
+def with_state(model):
+    """An optimizer with a state of random numbers."""
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        moments = {"exp_avg": torch.randn_like(parameter), "exp_avg_sq": torch.rand_like(parameter)}
+        optimizer.state[parameter] = {"step": torch.tensor(3.0), **moments}
+    return optimizer
+
+
+def held(tensors, optimizer):
+    """Copies of some tensors, and of the optimizer's state of them."""
+    state = [each for tensor in tensors for each in optimizer.state.get(tensor, {}).values()]
+    return [each.detach().clone() for each in (*tensors, *state)]
+
+
+def silenced(model):
+    """A network half of whose units are dead."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(getattr(module, "bias", None), nn.Parameter):
+                module.bias[::2] = -100.0
+    return model
+
+
+def treated(model, x, seed, name, layer):
+    """Let a plugin treat a network but for a layer; returns whether it did, and checks that layer."""
+    plugin, optimizer, probe = AT_ONCE[name](exclude=layer), with_state(model), Probe([(x,)])
+    tensors = sorted(plugin.excluded.tensors(model), key=id)
+    before, everything = held(tensors, optimizer), held(list(model.parameters()), optimizer)
+    plugin.take_hold(model)
+    plugin._between = True  # where the adaptive plugin treats whole weights, too
+    with contextlib.suppress(UserError):  # nothing is left to treat, or may be
+        plugin.treat(model, plugin.units_of(model, lambda: (x,)), probe, optimizer, torch.Generator().manual_seed(seed))
+    for one, other in zip(before, held(tensors, optimizer), strict=True):
+        assert torch.equal(one.nan_to_num(7), other.nan_to_num(7))
+    now = held(list(model.parameters()), optimizer)
+    return len(now) != len(everything) or any(not torch.equal(a, b) for a, b in zip(now, everything, strict=True))
+
+
+def test_nothing_of_a_random_model_is_written_to_where_it_is_excluded():
+    changed = set()
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        steps=st.lists(
+            st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 2), st.integers(0, 4), st.integers(0, 23)),
+            min_size=4,
+            max_size=12,
+        ),
+        images=st.booleans(),
+        seed=st.integers(0, 1000),
+        name=st.sampled_from(list(AT_ONCE)),
+        which=st.integers(0, 100),
+    )
+    def check(steps, images, seed, name, which):
+        torch.manual_seed(seed)
+        x = torch.randn(3, 3, 4, 4) if images else torch.randn(3, 4)
+        model = silenced(Program(steps, x))
+        names = [key for key, module in model.named_modules() if list(module.parameters(recurse=False))]
+        assume(names)
+        if treated(model, x, seed, name, names[which % len(names)]):
+            changed.add(name)
+
+    check()
+    assert len(changed) >= 4  # they have treated something else
 
 
 class Normalised(nn.Module):
