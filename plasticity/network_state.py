@@ -86,7 +86,7 @@ def load_network_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     for name, parameter in parameters.items():
         parameter.requires_grad_(name not in state["frozen"])
     for name, attributes in state["attributes"].items():
-        own: dict[str, Any] = vars(modules[name]) if name in modules else {}
+        own = modules[name].__dict__ if name in modules else {}
         own.update(
             {key: value for key, value in attributes.items() if not _is_plain(own.get(key)) or own.get(key) != value}
         )

@@ -1,7 +1,6 @@
 """States as bytes that hold tensors, numbers, text and containers of these, and load with `weights_only=True`."""
 
 import io
-import pickle
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def from_bytes(content: bytes) -> Any:
     """
     try:
         return torch.load(io.BytesIO(content), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # whatever may come of reading a file that is none
         raise UnreadableError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
 
 
@@ -61,6 +60,6 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {plain(key, f"a key of {where}"): plain(each, f"{where}[{key!r}]") for key, each in value.items()}
     if isinstance(value, list | tuple | set):
-        found = [plain(each, f"{where}[{number}]") for number, each in enumerate(value)]
-        return found if isinstance(value, list) else tuple(found) if isinstance(value, tuple) else set(found)
+        parts = [plain(each, f"{where}[{number}]") for number, each in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts) if isinstance(value, tuple) else set(parts)
     raise NotPlainError(f"{where} is a {type(value).__name__}")

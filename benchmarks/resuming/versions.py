@@ -22,7 +22,7 @@ def belongs(run: RunSettings, modules: list[str]) -> dict[str, Any]:
     """
     config = run.config()
     environment = {name: value for name, value in config["environment"].items() if name not in ("cpu", "platform")}
-    return {**config, "environment": environment, "code": _digest(_own_files()), "modules": _users(modules)}
+    return {**config, "environment": environment, "code": _OWN, "modules": _users(modules)}
 
 
 def _own_files() -> list[Path]:
@@ -45,3 +45,7 @@ def _digest(files: list[Path]) -> str:
     for path in sorted(files):
         checksum.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return checksum.hexdigest()
+
+
+_OWN = _digest(_own_files())
+"""Of the code as it was when it was loaded, as far as one can know."""
