@@ -28,7 +28,7 @@ class ContinualBackpropPlugin(StepwisePlugin):
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
         dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
         **rule: Replace single values of the preset: `replacement_rate`, `maturity`, `decay`, `outgoing`, `transfer`,
-            `moments`; see `plasticity.methods.continual_backprop.ContinualBackpropRule`.
+            `weights_every`, `moments`; see `plasticity.methods.continual_backprop.ContinualBackpropRule`.
 
     Attributes:
         history: For every experience which units were made new, and how often in all.
