@@ -4,16 +4,19 @@ import contextlib
 
 import pytest
 import torch
-from exclusion_cases import LAYERS, MAKE, equal, of_layer, trained
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from exclusion_cases import EXPERIENCES, LAYERS, MAKE, equal, of_layer, trained
 from grammar import OPERATIONS, Program
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from stripping_streams import FixedHead, Network, run
+from stripping_streams import FixedHead, Network, Recorder, run
 from torch import nn
 
 from plasticity import find_units, plugins
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclusion
+from plasticity.metrics import plasticity_metrics
 from plasticity.probe import Probe
 
 UNLEARNED = ("GradientDormancyPlugin", "PlasticityInjectionPlugin")  # need a gradient, or replace the head
@@ -280,6 +283,30 @@ def test_while_some_units_learn_alone_excluded_layers_learn_as_always():
     head = strategy.model.classifier
     assert plugin.moved["classifier.weight"] == head.weight.numel() and plugin.moved["classifier.bias"] == 6
     assert 0 < plugin.moved["features.3.weight"] <= 2 * 20 and plugin.moved["features.3.bias"] == 2
+
+
+def test_metrics_leave_out_the_units_of_excluded_layers():
+    recorders = [Recorder(), Recorder()]
+    for recorder, exclude in zip(recorders, (None, "features.3|classifier"), strict=True):
+        metrics = plasticity_metrics(
+            epoch=True, per_layer=True, measures=["DeadUnits", "WeightMagnitude"], exclude=exclude
+        )
+        torch.manual_seed(0)
+        model = FixedHead()
+        strategy = Naive(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=8,
+            evaluator=EvaluationPlugin(metrics, loggers=[recorder]),
+        )
+        strategy.train(EXPERIENCES.train_stream[0])
+    every, some = ({value.name: value.value for value in recorder.values} for recorder in recorders)
+    gone = {name for name in every if name.startswith("DeadUnits") and name.endswith("features.3")}
+    assert len(gone) == 1 and every.keys() - some.keys() == gone
+    (total,) = [name for name in every if name.startswith("DeadUnits") and "Task000" in name.rpartition("/")[2]]
+    (layer,) = [name for name in every if name.startswith("DeadUnits") and name.endswith("features.0")]
+    assert some[total] == some[layer] == every[layer] != every[total]
 
 
 def test_injection_refuses_a_head_with_an_excluded_layer():

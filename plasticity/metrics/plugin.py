@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from avalanche.evaluation.metric_definitions import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.errors import UserError
+from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
 from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
@@ -24,6 +25,7 @@ from plasticity.metrics.tally import Tally
 from plasticity.unit_gradients import GradientStatistics
 
 Emitted = list[MetricValue] | None
+Seen = TypeVar("Seen")
 
 
 def plasticity_metrics(
@@ -43,6 +45,7 @@ def plasticity_metrics(
     probe_samples: int = 2048,
     balanced: bool = False,
     groups: Iterable[UnitGroup] | None = None,
+    exclude: Exclude = None,
 ) -> list[PlasticityMetrics]:
     """Return metrics for Avalanche's EvaluationPlugin; without a granularity there are none.
 
@@ -104,6 +107,8 @@ def plasticity_metrics(
         probe_samples: How many of them, at most: drawn once, with a fixed seed.
         balanced: Draw equally many of each class, as far as there are.
         groups: The hidden units, declared by hand for a model that cannot be traced; None: found by `find_units`.
+        exclude: Layers whose units are not counted, by qualified name or pattern, one or several; see
+            `plasticity.exclusion`. Measures of representations, weights and gradients of parameters are of all layers.
 
     Returns:
         One metric that emits all of them, from one watch; or none.
@@ -139,7 +144,7 @@ def plasticity_metrics(
     if probe is not None:
         rows = features if settings.needs("features") else 0
         fixed = FixedProbe(probe, probe_samples, balanced=balanced, features=rows, groups=declared)
-    return [PlasticityMetrics(settings, declared, fixed)]
+    return [PlasticityMetrics(settings, declared, fixed, exclude)]
 
 
 class PlasticityMetrics(PluginMetric[float]):
@@ -149,11 +154,19 @@ class PlasticityMetrics(PluginMetric[float]):
         settings: What to measure, and when.
         groups: The hidden units, if they are declared by hand.
         probe: The samples on which to look at units and representations, if they are fixed.
+        exclude: Layers whose units are not counted.
     """
 
-    def __init__(self, settings: Settings, groups: UnitGroups | None = None, probe: FixedProbe | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        groups: UnitGroups | None = None,
+        probe: FixedProbe | None = None,
+        exclude: Exclude = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.settings = settings
+        self.excluded = Exclusion(exclude)
         rows = settings.features if settings.needs("features") else 0
         watched = settings.needs("units") or settings.needs("features")
         self._probe = probe if watched else None
@@ -334,13 +347,18 @@ class PlasticityMetrics(PluginMetric[float]):
     ) -> list[MetricValue]:
         if strategy.experience is None:  # an evaluation of no experience: nothing to name, nothing to measure
             return []
+        left_out = self.excluded.layers(strategy.model)
+
+        def counted(units: Mapping[str, Seen]) -> dict[str, Seen]:
+            return {name: each for name, each in units.items() if name.partition("#")[0] not in left_out}
+
         evidence = Evidence(
             model=unwrap(strategy.model),
-            statistics={} if seen is None else seen.statistics,
+            statistics={} if seen is None else counted(seen.statistics),
             features=None if seen is None else seen.features(),
             initial=self._initial,
             gradients=gradient_norms or {},
-            unit_gradients=unit_gradients or {},
+            unit_gradients=counted(unit_gradients or {}),
             sample_plasticity=steps or {},
             tau=self.settings.tau,
             over_active_bound=self.settings.over_active_bound,
