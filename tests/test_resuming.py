@@ -1,0 +1,199 @@
+"""A run that was interrupted ends with the numbers of one that was not, whatever its strategy."""
+
+import json
+
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin, SupervisedPlugin
+from resuming_runs import StoppedError, Stopping, interrupted, require_same, settings, whole, without_times
+from strategy_runs import COUNTS, acting
+
+import plasticity.plugins
+from benchmarks.models import build_model
+from benchmarks.resuming.keeping import Keeping
+from benchmarks.resuming.plain import from_bytes
+from benchmarks.training import train
+from plasticity.plugins import L2InitPlugin
+from strategies import STRATEGIES, Context, build_plugins, register
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def registered():
+    """Registers strategies for a test alone."""
+    before = dict(STRATEGIES)
+    yield register
+    STRATEGIES.clear()
+    STRATEGIES.update(before)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_goes_on_where_it_was(name, tmp_path):
+    run = settings(acting(name), epochs=2)
+    undisturbed = whole(run, tmp_path / "whole")
+    require_same(undisturbed, interrupted(run, tmp_path / "interrupted", within=(1, 30)))
+    if name in COUNTS:
+        treatments = json.loads(undisturbed[0])["treatments"]
+        assert any(entry.get(count, 0) for entry in treatments for count in COUNTS[name])
+
+
+def test_every_plugin_of_the_library_is_among_the_strategies():
+    def network():
+        return build_model("mlp-3x128", 10, (1, 8, 8), False)
+
+    context = Context(network, 0, 1, 64, 3, False)
+    used = {type(plugin).__name__ for name in STRATEGIES for plugin in build_plugins(name, context)}
+    kinds = {name for name in plasticity.plugins.__all__ if isinstance(getattr(plasticity.plugins, name), type)}
+    assert kinds - used == {"TreatmentPlugin"}  # what others are made of
+
+
+@pytest.mark.parametrize(
+    ("strategy", "benchmark", "asked"),
+    [
+        ("replay+l2-init", "split-digits", {"scenario": "class"}),
+        ("demon-pruning-shrink", "split-digits", {"scenario": "task"}),
+        ("plasticity-injection", "split-digits", {"scenario": "task"}),
+        ("plasticity-injection+normalize-and-project", "split-digits", {"scenario": "class"}),
+        ("fresh", "split-digits", {"scenario": "class"}),
+        ("hare-tortoise+synaptic-stripping", "split-digits", {"optimizer": "sgd", "momentum": 0.9}),
+        ("demon-pruning-shrink+hare-tortoise+shrink-perturb-step", "permuted-digits", {}),
+        ("continual-backprop:replacement_rate=0.1:maturity=1+demon-pruning", "permuted-digits", {"optimizer": "adamw"}),
+    ],
+)
+def test_heads_that_grow_and_networks_that_shrink(strategy, benchmark, asked, tmp_path):
+    run = settings(strategy, benchmark, epochs=3, **asked)
+    require_same(whole(run, tmp_path / "whole"), interrupted(run, tmp_path / "interrupted", within=(1, 8)))
+
+
+@pytest.mark.parametrize(
+    "strategy", ["naive", "replay:mem_size=50", "l2-init", "shrink-perturb-step", "continual-backprop", "hare-tortoise"]
+)
+def test_online_streams_go_on_between_their_parts(strategy, tmp_path):
+    run = settings(strategy, "online-split-digits")
+    require_same(whole(run, tmp_path / "whole"), interrupted(run, tmp_path / "interrupted", within=(1, 7)))
+
+
+def test_loaders_that_draw_in_the_middle_of_an_epoch(tmp_path):
+    # The memory is smaller than the data, and shuffled anew whenever it is used up; dropout draws in between.
+    run = settings("replay:mem_size=100", model="dropping")
+    undisturbed = whole(run, tmp_path / "whole")
+    within = tmp_path / "within"
+    within.mkdir()
+    with pytest.raises(StoppedError):
+        train(run, within / "metrics.jsonl", keeping=Stopping(within, [], (2, 20)))
+    (found, *_) = Stopping(within, []).found()
+    assert len(from_bytes(found.parts[1])["draws"]) > 3  # else nothing of this is tested
+    require_same(undisturbed, interrupted(run, tmp_path / "interrupted", within=(2, 20), after=3))
+
+
+def test_what_is_measured_if_asked_for_goes_on(tmp_path):
+    run = settings("naive", epochs=1, measure=("sample-plasticity",))
+    require_same(whole(run, tmp_path / "whole"), interrupted(run, tmp_path / "interrupted"))
+
+
+def test_checkpoints_change_nothing(tmp_path):
+    run = settings("synaptic-stripping", epochs=1)
+    bare = train(run, tmp_path / "metrics.jsonl")
+    result, metrics, _ = whole(run, tmp_path / "whole")
+    assert without_times(bare) == result and (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_times_are_those_of_all_attempts(tmp_path):
+    run = settings("naive", epochs=1)
+    with pytest.raises(StoppedError):
+        train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, [], (2, 5)))
+    (found, *_) = Stopping(tmp_path, []).found()
+    within = from_bytes(found.parts[1])["state"]["stopwatch"]
+    assert within["process_seconds"] > from_bytes(found.parts[0])["stopwatch"]["process_seconds"] > 0
+    result = train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, []))
+    assert result["process_seconds"] > within["process_seconds"] and result["seconds"] > within["seconds"]
+
+
+class Counting(SupervisedPlugin):
+    """Has plain attributes alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.labels = 0, {}
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self.seen += 1
+        self.labels[int(strategy.mb_y[0])] = self.seen
+        next(strategy.model.parameters()).data.add_(self.seen * 1e-5)
+
+
+class Silent(L2InitPlugin):
+    """Says nothing of what it adds."""
+
+    seen = 0
+
+
+class Spoken(L2InitPlugin):
+    """Says what its state is, but nobody knows whether that is all of it within an experience."""
+
+    def state_dict(self):
+        return super().state_dict()
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+
+
+def test_plain_attributes_of_others_plugins_are_saved(tmp_path, registered):
+    registered("counting", lambda context: [Counting()])
+    run = settings("counting", epochs=1, model="mlp-3x128")
+    require_same(whole(run, tmp_path / "whole"), interrupted(run, tmp_path / "interrupted"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EWCPlugin(0.4), "the state of EWCPlugin cannot be saved (its state["),
+        (Silent, "Silent inherits state_dict and load_state_dict; give it its own, even if they add nothing"),
+    ],
+)
+def test_a_plugin_whose_state_cannot_be_taken_is_named_and_the_run_goes_on(make, words, tmp_path, registered):
+    registered("other", lambda context: [make()])
+    run = settings("other", epochs=1, experiences=2)
+    said = []
+    result = train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, said))
+    assert len(said) == 1 and said[0].startswith(words) and said[0].endswith(": the run goes on without checkpoints")
+    assert result["experiences"] == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_state_dicts_of_others_plugins_are_trusted_after_experiences(tmp_path, registered):
+    registered("spoken", lambda context: [Spoken(0.01)])
+    run = settings("spoken", epochs=1)
+    said = []
+
+    def stop(done):
+        if done == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):  # within the first experience nothing is saved
+        train(run, tmp_path / "metrics.jsonl", stop, keeping=Stopping(tmp_path, said, (0, 5)))
+    keeping = Stopping(tmp_path, said)
+    result = train(run, tmp_path / "metrics.jsonl", keeping=keeping)
+    assert said == ["goes on after 2 of 3 experiences"]
+    require_same(
+        whole(run, tmp_path / "whole"),
+        (without_times(result), (tmp_path / "metrics.jsonl").read_bytes(), keeping.last()),
+    )
+
+
+def test_it_is_time_when_minutes_have_passed(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.resuming.keeping.time.monotonic", lambda: now[0])
+    keeping = Stopping(tmp_path, [])
+    keeping._on = keeping._within = True
+    keeping._boundary = b""
+    for minutes, seconds, due in ((1.0, 59.9, False), (1.0, 60.0, True), (0.0, 1e9, False)):
+        keeping.minutes, now[0] = minutes, seconds
+        assert Keeping._is_time(keeping) is due
