@@ -27,6 +27,14 @@ def mlp(depth, width):
     return nn.Sequential(nn.Linear(5, width), nn.ReLU(), *hidden, nn.Linear(width, 4))
 
 
+class Strategy(SimpleNamespace):
+    """What plugins see of a strategy."""
+
+    def forward(self):
+        """Run the model on the mini-batch."""
+        return self.model(self.mb_x)
+
+
 class Steps:
     """A strategy that takes single steps on random mini-batches of 6.
 
@@ -54,7 +62,7 @@ class Steps:
             optimizer = strategy.optimizer(list(model.parameters()), "adam", 1e-3)
         elif device == "meta":  # torch's own single-tensor Adam reads its step count
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        self.strategy = SimpleNamespace(
+        self.strategy = Strategy(
             model=model,
             optimizer=optimizer,
             device=torch.device(device),
@@ -83,7 +91,7 @@ class Steps:
         self._all("before_training_iteration")
         s.optimizer.zero_grad()
         self._all("before_forward")
-        s.mb_output = s.model(s.mb_x)
+        s.mb_output = s.forward()
         self._all("after_forward")
         s.loss = s._criterion(s.mb_output, s.mb_y)
         self._all("before_backward")
