@@ -109,12 +109,10 @@ def train(
         with _Run(settings, metrics, append=True) as run:
             try:
                 keeping.resume(run.parts, found)
+                keeping.tell(f"goes on after {keeping.place[0]} of {settings.experiences} experiences")
+                return run.complete(progress, keeping)
             except CannotResumeError as reason:
                 keeping.tell(f"a checkpoint is not used: {reason}")
-                continue
-            done, part = keeping.place
-            keeping.tell(f"goes on after {done} of {settings.experiences} experiences")
-            return run.complete(progress, keeping)
     with _Run(settings, metrics) as run:
         if keeping is not None:
             keeping.begin(run.parts)

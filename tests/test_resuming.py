@@ -11,7 +11,7 @@ from strategy_runs import COUNTS, acting
 import plasticity.plugins
 from benchmarks.models import build_model
 from benchmarks.resuming.keeping import Keeping
-from benchmarks.resuming.plain import from_bytes
+from benchmarks.resuming.plain import from_bytes, to_bytes
 from benchmarks.training import train
 from plasticity.plugins import L2InitPlugin
 from strategies import STRATEGIES, Context, build_plugins, register
@@ -115,6 +115,28 @@ def test_times_are_those_of_all_attempts(tmp_path):
     assert within["process_seconds"] > from_bytes(found.parts[0])["stopwatch"]["process_seconds"] > 0
     result = train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, []))
     assert result["process_seconds"] > within["process_seconds"] and result["seconds"] > within["seconds"]
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_state_that_cannot_be_loaded_is_told_of_and_another_one_used(part, tmp_path):
+    run = settings("naive", epochs=1)
+    with pytest.raises(StoppedError):
+        train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, [], (2, 5)))
+    files = Stopping(tmp_path, []).files
+    (found, *_) = files.read()
+    states = [from_bytes(each) for each in found.parts]
+    network = (states[0] if part == 0 else states[1]["state"])["network"]
+    network["parameters"]["another"] = network["parameters"].pop("classifier.bias")
+    files.write([to_bytes(state) for state in states])  # the one without a mistake is now the one before
+    said = []
+    keeping = Stopping(tmp_path, said)
+    result = train(run, tmp_path / "metrics.jsonl", keeping=keeping)
+    words = "a checkpoint is not used: the saved network has no parameter 'classifier.bias'"
+    assert said[-2:] == [words, "goes on after 2 of 3 experiences"]
+    require_same(
+        whole(run, tmp_path / "whole"),
+        (without_times(result), (tmp_path / "metrics.jsonl").read_bytes(), keeping.last()),
+    )
 
 
 class Counting(SupervisedPlugin):

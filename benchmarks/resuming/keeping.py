@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Keeping:
         self._buffers: BufferIndex | None = None
         self._marks = _Marks()
         self._on = False
+        self._tried = False
         self._within = False
         self._place = (0, 0)  # experiences done, and parts of the next one
         self._boundary: bytes | None = None
@@ -88,6 +89,10 @@ class Keeping:
 
     def begin(self, parts: Parts) -> None:
         """Take charge of a run that is at its beginning."""
+        if self._tried:
+            self.tell("the run begins anew")
+        with suppress(OSError):
+            self.files.remove()
         self._take(parts)
         self._on = True
         self._keep_boundary((0, 0))
@@ -103,16 +108,13 @@ class Keeping:
             CannotResumeError: If that cannot be done.
         """
         self._take(parts)
-        try:
+        self._tried = True
+        with _explaining():
             states = [from_bytes(part) for part in found.parts]
             within = states[1] if len(states) > 1 else None
             metrics = (states[0] if within is None else within["state"])["metrics"]
             self._marks.go_back(parts.metrics, metrics)
             self._load_boundary(states[0])
-        except (UserError, NoStateError, UnreadableError, CannotResumeError, OSError) as error:
-            raise CannotResumeError(str(error)) from error
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise CannotResumeError(f"{type(error).__name__}: {error}") from error
         self._on = True
         self._boundary, self._start = found.parts[0], within
         self._place = (int(states[0]["experience"]), int(states[0]["part"]))
@@ -177,11 +179,16 @@ class Keeping:
         return None if start is None else (int(start["epoch"]), int(start["done"]), dict(start["draws"]))
 
     def go_on(self) -> None:
-        """Put everything into the state it had there."""
+        """Put everything into the state it had there.
+
+        Raises:
+            CannotResumeError: If that cannot be done.
+        """
         assert self._start is not None
         start, self._start = self._start, None
-        self._marks.go_back(self._charge.metrics, start["state"]["metrics"])
-        self._load(start["state"])
+        with _explaining():
+            self._marks.go_back(self._charge.metrics, start["state"]["metrics"])
+            self._load(start["state"])
 
     def due(self) -> bool:
         """Say whether it is time to save within an experience."""
@@ -244,6 +251,17 @@ class Keeping:
         load_plugin_states(run.plugins, state["plugins"], self._buffers)
         run.stopwatch.load_state_dict(state["stopwatch"])
         load_random_state(state["random"])
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Say of whatever goes wrong in loading that a checkpoint cannot be used."""
+    try:
+        yield
+    except (UserError, NoStateError, UnreadableError, OSError) as error:
+        raise CannotResumeError(str(error)) from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CannotResumeError(f"{type(error).__name__}: {error}") from error
 
 
 class _Marks:
