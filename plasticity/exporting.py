@@ -29,7 +29,8 @@ def export(model: nn.Module, plugins: Iterable[object] = (), *, example: Example
         network.load_state_dict(saved["state_dict"])
 
     What plugins have removed is 0 in it. What this library has built into the network is merged: units of CReLU become
-    two of ReLU each, and a head that plasticity was injected into becomes one head if it is linear in its weights.
+    two of ReLU each, and a head that plasticity was injected into becomes one head, see
+    `plasticity.architecture.merging.merge`.
 
     Args:
         model: The network, between two experiences. It stays as it is.
@@ -39,8 +40,8 @@ def export(model: nn.Module, plugins: Iterable[object] = (), *, example: Example
 
     Returns:
         "state_dict": the parameters and buffers by name, on the CPU. "widths": by name of a layer or normaliser, its
-        sizes as arguments of its class, such as `{"in_features": 64, "out_features": 10}`: where units were removed or
-        heads have grown, a network is to be built with these.
+        sizes as arguments of its class, such as `{"in_features": 64, "out_features": 10}`: where units were removed,
+        heads have grown, or something was merged, a network is to be built with these.
 
     Raises:
         UserError: If the network cannot be copied or has no shapes yet, something cannot be merged, or there is no

@@ -197,18 +197,71 @@ def test_a_linear_head_becomes_one(tmp_path):
     torch.testing.assert_close(outputs(plain, 3 * X), outputs(model, 3 * X), rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_with_a_hidden_layer_does_not_unless_it_has_learned_nothing():
+def test_a_head_that_has_learned_nothing_is_the_old_one():
     model = vectors()
     inject_plasticity(model, X, head=("2", "3", "4"))
+    with pytest.raises(UserError, match="export needs an input of it"):
+        plasticity.export(model)
     plain = vectors()
     plain.load_state_dict(plasticity.export(model, example=X)["state_dict"])
     assert torch.equal(outputs(plain, X), outputs(model, X))
     with torch.no_grad():
         model[4].weight[0, 0] += 1e-6  # too little to be seen in the outputs
-    with pytest.raises(UserError, match="cannot be merged: it is not linear in its weights"):
+    assert plasticity.export(model, example=X)["widths"]["4"] == {"in_features": 18, "out_features": 3}
+
+
+def deep(width=1):
+    layers = [
+        nn.Linear(8, 7),
+        nn.ReLU(),
+        nn.Linear(7, 6 * width),
+        nn.BatchNorm1d(6 * width),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+    ]
+    return nn.Sequential(*layers, nn.Linear(6 * width, 5 * width, bias=False), nn.Tanh(), nn.Linear(5 * width, 3))
+
+
+@pytest.mark.parametrize("head", [("2", "3", "4"), ("2", "3", "4", "5", "6", "7", "8"), ("6", "7", "8")])
+def test_the_parts_of_a_head_with_hidden_layers_stand_side_by_side(head, tmp_path):
+    build = deep if len(head) > 3 or head[0] == "6" else vectors
+    model = learned(build(), X)
+    inject_plasticity(model, X, head=head)
+    learned(model, X)
+    saved_widths = saved(plasticity.export(model, example=X), tmp_path)
+    plain = build()
+    for name, widths in saved_widths["widths"].items():
+        number = int(name)
+        kind = nn.BatchNorm1d if "num_features" in widths else nn.Linear
+        bias = {"bias": plain[number].bias is not None} if kind is nn.Linear else {}
+        plain[number] = kind(**widths, **bias)
+    plain.load_state_dict(saved_widths["state_dict"])
+    for inputs in (X, 2 * X.flip(1)):
+        torch.testing.assert_close(outputs(plain, inputs), outputs(model, inputs), rtol=1e-4, atol=1e-4)
+
+
+class TwoLayers(nn.Module):
+    """A head of two layers that do not follow one another."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.one(x)) * self.other(x)
+
+
+def test_other_heads_are_refused_in_words():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), TwoLayers())
+    inject_plasticity(model, X, head=("2",))
+    learned(model, X)
+    with pytest.raises(UserError, match=r"was injected into \(Linear, Linear\) cannot be merged: only linear layers"):
         plasticity.export(model, example=X)
-    with pytest.raises(UserError, match="export needs an input of it"):
-        plasticity.export(model)
+    mixing = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.Softmax(1), nn.Linear(5, 3))
+    inject_plasticity(mixing, X, head=("2", "3", "4"))
+    learned(mixing, X)
+    with pytest.raises(UserError, match="its outputs would change"):
+        plasticity.export(mixing, example=X)
 
 
 @pytest.mark.parametrize("build", [Network, MultiHead])

@@ -67,21 +67,23 @@ class Injection(nn.Module):
             handle.remove()
         self._handles = []
 
-    def parts(self) -> dict[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
-        """Return for each parameter of the head its values now, in the old head, and when the new one began.
+    def parts(self) -> dict[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Return for each parameter and running statistic of the head: in the old head, now, and as the new one began.
 
-        None if the parts differ in more than parameters, as in running statistics.
+        The output of the head is that of the first, plus that of the second, minus that of the third.
         """
         self._grow()
         found: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
         for place, name, tensor in self._own():
             number = self._keys[place, name]
             frozen, begun = getattr(self, f"frozen_{number}"), getattr(self, f"copy_{number}")
-            if isinstance(tensor, nn.Parameter):
-                found[tensor] = (tensor.detach().clone(), frozen, begun)
-            elif not (torch.equal(tensor, frozen) and torch.equal(tensor, begun)):
-                return None
+            found[tensor] = (frozen, tensor.detach().clone(), begun)
         return found
+
+    def layers(self) -> list[nn.Module]:
+        """Return the modules of the head that have parameters of their own, in the order in which it holds them."""
+        inside = [module for head in self._head for module in head.modules() if not isinstance(module, Injection)]
+        return [module for module in inside if next(module.parameters(recurse=False), None) is not None]
 
     def reset_parameters(self) -> None:
         """Forget the old head: what is added becomes 0."""

@@ -15,6 +15,7 @@ from plasticity.architecture.injection import Injection
 from plasticity.architecture.rewriting import Example, replace
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, layer
+from plasticity.removal import replace_values
 from plasticity.tracing.preserve import preserved
 from plasticity.units import find_units
 
@@ -26,8 +27,8 @@ def merge(model: nn.Module, example: Example) -> None:
     """Put plain modules in the place of this library's, in place.
 
     Units of CReLU become two units of ReLU each, z and -z, so that their layer has twice as many outputs, and the
-    normaliser twice as many channels. The three parts of a head that plasticity was injected into become one, by adding
-    up their weights, which holds for a head that is linear in them.
+    normaliser twice as many channels. The three parts of a head that plasticity was injected into become one: by adding
+    up their weights where it is linear in them, else side by side, with three times as many hidden units.
 
     Args:
         model: The network, a copy that nobody else uses.
@@ -99,8 +100,7 @@ def _activating(model: nn.Module, group: UnitGroup) -> nn.Module:
 
 
 def _double(tensor: Tensor, sign: int) -> None:
-    with torch.no_grad():
-        tensor.set_(torch.cat([tensor.detach(), sign * tensor.detach()]))  # type: ignore[call-overload]
+    replace_values(tensor, torch.cat([tensor.detach(), sign * tensor.detach()]))
 
 
 def _obstacle(model: nn.Module, group: UnitGroup) -> str | None:
@@ -127,28 +127,62 @@ def _obstacle(model: nn.Module, group: UnitGroup) -> str | None:
 def _merge_injection(model: nn.Module, example: Example) -> None:
     for home in list(model.modules()):
         for key, injection in list(home._modules.items()):
-            if not isinstance(injection, Injection):
-                continue
-            parts = injection.parts()
-            injection.detach()
-            del home._modules[key]
-            learned = parts is None or any(not torch.equal(now, begun) for now, _, begun in parts.values())
-            if parts is None or (learned and not _linear(model, set(parts), example)):
-                raise UserError(
-                    "the head that plasticity was injected into cannot be merged: it is not linear in its weights, so "
-                    "that no single head gives the sum of its three parts"
-                )
-            with torch.no_grad():
-                for parameter, (now, frozen, begun) in parts.items():
-                    parameter.copy_(frozen + (now - begun))
+            if isinstance(injection, Injection):
+                parts, layers = injection.parts(), injection.layers()
+                injection.detach()
+                del home._modules[key]
+                idle = all(torch.equal(now, begun) for _, now, begun in parts.values())
+                if idle or _linear(model, parts, example):
+                    with torch.no_grad():
+                        for tensor, (frozen, now, begun) in parts.items():
+                            tensor.copy_(frozen + (now - begun))
+                else:
+                    _widen(layers, parts)
 
 
-def _linear(model: nn.Module, parameters: set[Tensor], example: Example) -> bool:
-    """Tell whether outputs are linear in some parameters, up to a constant, by random values of these."""
+def _widen(layers: list[nn.Module], parts: Mapping[Tensor, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Put the three parts of a head with hidden layers side by side, as one with three times as many hidden units.
+
+    Raises:
+        UserError: If the head is not one linear layer after the other, with nothing but batch normalisation between.
+    """
+    chain: list[Any] = [module for module in layers if isinstance(module, nn.Linear)]
+    follows = all(one.out_features == other.in_features for one, other in zip(chain, chain[1:], strict=False))
+    plain = all(isinstance(module, nn.Linear | _BatchNorm) for module in layers)
+    if len(chain) < 2 or not follows or not plain or layers[-1] is not chain[-1]:
+        kinds = ", ".join(type(module).__name__ for module in layers)
+        raise UserError(
+            f"the head that plasticity was injected into ({kinds}) cannot be merged: only linear layers, one after the "
+            "other, with nothing but batch normalisation between can hold its three parts side by side"
+        )
+    for module in layers:
+        last = module is chain[-1]
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            three = parts[tensor]
+            if last and tensor.dim() == 2:
+                value = torch.cat([three[0], three[1], -three[2]], dim=1)
+            elif last or tensor.dim() == 0:
+                value = three[0] + (three[1] - three[2])
+            elif tensor.dim() == 2 and module is not chain[0]:
+                value = torch.block_diag(*three)
+            else:
+                value = torch.cat(three)
+            replace_values(tensor, value)
+        for key in ("in_features", "out_features", "num_features"):
+            outside = (key == "in_features" and module is chain[0]) or (key == "out_features" and last)
+            if hasattr(module, key) and not outside:
+                setattr(module, key, 3 * getattr(module, key))
+
+
+def _linear(model: nn.Module, parts: Mapping[Tensor, tuple[Tensor, Tensor, Tensor]], example: Example) -> bool:
+    """Tell whether a head is linear in its weights, up to a constant, by its outputs for random values of these."""
+    for tensor, (frozen, now, begun) in parts.items():
+        if not isinstance(tensor, nn.Parameter) and not (torch.equal(now, frozen) and torch.equal(now, begun)):
+            return False
     generator = torch.Generator().manual_seed(0)
-    own = {name: each for name, each in model.named_parameters() if each in parameters}
+    own = {name: each for name, each in model.named_parameters() if each in parts}
     draws = [{n: torch.randn(p.shape, generator=generator).to(p) for n, p in own.items()} for _ in range(3)]
     one, other, third = draws
     sums = {name: one[name] + other[name] - third[name] for name in own}
-    parts = [_outputs(model, example, values).double() for values in (*draws, sums)]
-    return close(parts[0] + parts[1] - parts[2], parts[3])
+    seen = [_outputs(model, example, values).double() for values in (*draws, sums)]
+    return close(seen[0] + seen[1] - seen[2], seen[3])
