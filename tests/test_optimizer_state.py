@@ -11,6 +11,7 @@ from torch import nn
 from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.optimizer_state import clean_state
+from plasticity.slices import Slices
 from plasticity.surgery import OUTGOING_SHARE, reinitialise, silence
 
 OPTIMIZERS = {
@@ -98,6 +99,29 @@ def test_removed_weights_do_not_count_in_the_mean():
     optimizer.state[weight]["exp_avg_sq"].copy_(torch.tensor([[4.0, 0.0, 8.0], [1.0, 1.0, 1.0]]))
     clean_state(optimizer, weight, torch.tensor([[False] * 3, [True] * 3]), "mean")
     assert optimizer.state[weight]["exp_avg_sq"].tolist() == [[4, 0, 8], [6, 6, 6]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"), [((256, 511), 1), ((512, 512), 4), ((1000, 1000), 15), ((130, 4000), 2), ((10, 50000), 1)]
+)
+def test_the_mean_of_a_large_parameter_is_that_of_rows_all_over_it(shape, step):
+    """Rows differ by a factor of ten, and some are 0; one row is made new."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape))
+    optimizer = torch.optim.Adam([weight])
+    second = torch.rand(shape) * torch.logspace(0, 1, shape[0])[:, None]
+    second[5:9] = 0
+    optimizer.state[weight] = {"exp_avg_sq": second.clone()}
+    clean_state(optimizer, weight, Slices.rows(torch.tensor([3])), "mean")
+    found = optimizer.state[weight]["exp_avg_sq"]
+    others = [row for number, row in enumerate(second) if number % step == 0 and number not in (3, 5, 6, 7, 8)]
+    assert len(others) * shape[1] >= min(2**16, second.numel() - 5 * shape[1]) - 5 * shape[1]
+    expected = sum(row.double().sum() for row in others) / sum(len(row) for row in others)
+    torch.testing.assert_close(found[3], torch.full_like(found[3], float(expected)), rtol=1e-4, atol=0)
+    kept = torch.arange(shape[0]) != 3
+    assert torch.equal(found[kept], second[kept])
+    mean = second[kept][second[kept] > 0].double().mean()
+    assert float(expected) == pytest.approx(float(mean), rel=0.05)
 
 
 def test_absent_empty_and_partial_state_is_normal():
