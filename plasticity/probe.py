@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.activity import Activity, watch
+from plasticity.distributed import own_copy
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 
@@ -75,7 +76,7 @@ class Probe:
     def _run(self, model: nn.Module) -> Tensor:
         if not self.batches:
             raise UserError("no training mini-batch has been seen yet")
-        found = [_first_tensor(model(*batch)).detach() for batch in self.batches]
+        found = [_first_tensor(own_copy(model)(*batch)).detach() for batch in self.batches]
         return torch.cat([part.reshape(len(part), -1).float() for part in found])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.activity import Activity
+from plasticity.distributed import Group, add_up
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
-from plasticity.unit_statistics import Sums
+from plasticity.unit_statistics import Sums, sum_type
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,37 @@ class BatchSums:
 
     values: Tensor
     count: int
+
+
+def sums_of_all(
+    kept: Sequence[Mapping[str, BatchSums]], units: UnitGroups, samples: int, group: Group
+) -> tuple[list[dict[str, BatchSums]], int]:
+    """Put sums of all processes together, in one exchange.
+
+    Args:
+        kept: Sums by group name, one or several of each.
+        units: The groups, the same in every process; some may lack sums.
+        samples: Size of this process's part of the mini-batch.
+        group: The processes.
+
+    Returns:
+        As `kept`, with the mean over all processes as the values and 1 as the count; and the size of all parts.
+
+    Raises:
+        UserError: If a process is lost.
+    """
+    device = next((seen.values.device for sums in kept for seen in sums.values()), torch.device("cpu"))
+    asked = [(sums.get(each.name), each) for sums in kept for each in units]
+    values = [torch.zeros(each.size, device=device) if seen is None else seen.values for seen, each in asked]
+    counts = torch.tensor([*(0 if seen is None else seen.count for seen, _ in asked), samples], device=device)
+    (total,) = add_up([torch.cat([*values, counts]).to(sum_type(device))], group)
+    *parts, numbers = total.split([*map(len, values), len(counts)])
+    *seen_in_all, samples = (int(number) for number in numbers.tolist())
+    found: list[dict[str, BatchSums]] = [{} for _ in kept]
+    for place, ((_, each), part, count) in enumerate(zip(asked, parts, seen_in_all, strict=True)):
+        if count:
+            found[place // len(units)][each.name] = BatchSums((part / count).to(values[place].dtype), 1)
+    return found, samples
 
 
 class LatestActivity(Activity):
@@ -63,6 +95,16 @@ class LatestActivity(Activity):
     def clear(self) -> None:
         """Forget the latest passes."""
         self.latest = {}
+
+    def put_together(self, samples: int, group: Group) -> int:
+        """Put the latest passes of all processes together; arguments and errors as of `sums_of_all`.
+
+        Returns:
+            The size of the whole mini-batch.
+        """
+        if group is not None:
+            (self.latest,), samples = sums_of_all([self.latest], self.units, samples, group)
+        return samples
 
     def _sum(self, sums: Sums, values: Tensor, dtype: torch.dtype, to: dict[str, BatchSums]) -> None:
         name = sums.group.name
@@ -102,6 +144,13 @@ class MagnitudeActivity(LatestActivity):
         """Forget the latest passes."""
         super().clear()
         self.signed = {}
+
+    def put_together(self, samples: int, group: Group) -> int:
+        """Put the latest passes of all processes together."""
+        if group is None or not self.means:
+            return super().put_together(samples, group)
+        (self.latest, self.signed), samples = sums_of_all([self.latest, self.signed], self.units, samples, group)
+        return samples
 
     def _seen(self, sums: Sums, activations: Tensor) -> None:
         with _plainly():

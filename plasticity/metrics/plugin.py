@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from avalanche.evaluation.metric_definitions import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from torch.nn.parameter import is_lazy
 
+from plasticity.distributed import group_of, of_all, rows_of_all
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
@@ -352,10 +353,13 @@ class PlasticityMetrics(PluginMetric[float]):
         def counted(units: Mapping[str, Seen]) -> dict[str, Seen]:
             return {name: each for name, each in units.items() if name.partition("#")[0] not in left_out}
 
+        group, rows = group_of(strategy.model), None if seen is None else seen.features()
+        if group is not None and rows is not None:
+            rows = cat(rows_of_all(rows, group))
         evidence = Evidence(
             model=unwrap(strategy.model),
-            statistics={} if seen is None else counted(seen.statistics),
-            features=None if seen is None else seen.features(),
+            statistics={} if seen is None else counted(of_all(seen.statistics, group)),
+            features=rows,
             initial=self._initial,
             gradients=gradient_norms or {},
             unit_gradients=counted(unit_gradients or {}),

@@ -17,6 +17,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.distributed import batches_of_all, group_of, require_agreement, share_buffers
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
@@ -49,7 +50,7 @@ class _Source(Metric[float]):
         return self.name
 
 
-class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
+class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     """A plugin that treats hidden units at chosen times, judged on the latest training inputs.
 
     Subclasses implement `treat`, and `tell_others` if other plugins have to follow.
@@ -75,6 +76,10 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     method = "treatment"
     acts: Collection[str] = ("moves",)
+
+    def __init_subclass__(cls, supports_distributed: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
+
     needs_private = False
     """Whether units can be treated in private groups alone."""
 
@@ -191,9 +196,20 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
             raise UserError(f"{type(self).__name__}: exclude leaves no hidden units to treat")
         return found
 
+    def probe(self, strategy: Any) -> Probe:
+        """Return the training samples on which the plugin judges units, those of all processes."""
+        group = group_of(strategy.model)
+        if group is None:
+            return self._recent.probe(strategy.device)
+        share_buffers(strategy.model, group)
+        latest = RecentInputs(self._recent.limit)
+        for batch in batches_of_all(self._recent.batches(), self._recent.limit, group):
+            latest.add(batch)
+        return latest.probe(strategy.device)
+
     def activity(self, strategy: Any) -> dict[str, UnitStatistics]:
         """Return what units do now on the training samples on which the plugin judges them, by group name."""
-        watched, _ = self._recent.probe(strategy.device).watch(strategy.model, self.resolve(strategy))
+        watched, _ = self.probe(strategy).watch(strategy.model, self.resolve(strategy))
         return watched.statistics()
 
     def intervene(self, strategy: Any) -> None:
@@ -206,7 +222,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
         gone, self._removed = still_removed(strategy), removed_units(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
-        subject = strategy.model, self._units, self._recent.probe(strategy.device), strategy.optimizer, generator
+        subject = strategy.model, self._units, self.probe(strategy), strategy.optimizer, generator
         told: dict[str, Any] = {}
         if self.dry_run:
             self.latest = self._rehearse(*subject, strategy)
@@ -218,6 +234,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=False):
                 self.tell_others(strategy, report)
             for removed in gone:
                 removed.apply(strategy.model)
+        require_agreement(strategy.model, group_of(strategy.model), type(self).__name__)
         self._generator_state = generator.get_state()
         if report is None:
             return

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from avalanche.distributed import DistributedHelper
 from avalanche.models.packnet import PackNetPlugin
 from avalanche.training.plugins import CWRStarPlugin, FromScratchTrainingPlugin, GDumbPlugin, LFLPlugin
 from avalanche.training.supervised import JointTraining
@@ -17,15 +18,16 @@ from avalanche.training.supervised.icarl import _ICaRLPlugin
 from avalanche.training.templates import SupervisedMetaLearningTemplate
 from torch import nn
 
+from plasticity.distributed import group_of
 from plasticity.errors import UserError
 
-ACTS = frozenset({"between", "penalises", "moves", "remembers", "renews", "removes", "shrinks", "rebuilds", "alone"})
+ACTS = frozenset("between penalises moves remembers renews removes shrinks rebuilds alone labels".split())
 """What a plugin can do.
 
 "between": it acts before an experience. "penalises": it adds to gradients. "moves": it writes weights. "remembers": it
 keeps values of weights from the beginning of an experience. "renews": it makes units new. "removes": it keeps
 connections or units removed. "shrinks": it changes shapes of weights. "rebuilds": it adds modules to the network.
-"alone": for a while it lets only some weights learn.
+"alone": for a while it lets only some weights learn. "labels": it chooses samples of each mini-batch to learn from.
 """
 
 
@@ -59,6 +61,25 @@ def _started_anew_behind(plugin: object, strategy: Any) -> bool:
 
 
 CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(
+        "several processes",
+        lambda plugin, strategy: DistributedHelper.world_size > 1 and group_of(strategy.model) is None,
+        ACTS,
+        "Avalanche gives each its part of the data, but nobody averages gradients: make the strategy's model a "
+        "DistributedDataParallel",
+    ),
+    Conflict(
+        "DistributedDataParallel",
+        lambda plugin, strategy: group_of(strategy.model) is not None,
+        frozenset({"shrinks"}),
+        'it averages gradients of the shapes that it knows: use mode="mask"',
+    ),
+    Conflict(
+        "DistributedDataParallel",
+        lambda plugin, strategy: group_of(strategy.model) is not None,
+        frozenset({"labels"}),
+        "self_label would choose the most confident samples of each process apart",
+    ),
     Conflict(
         "JointTraining",
         _is(JointTraining),

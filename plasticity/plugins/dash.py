@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from plasticity.distributed import group_of, own_copy, process_count
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.methods.dash import DASHRule, descent_direction, shrink_by_direction
@@ -31,7 +32,7 @@ class DASHPlugin(WholeWeightPlugin):
     gradients, buffers and random states are as before. See `plasticity.methods.dash`.
 
     Args:
-        batch_size: Samples in a mini-batch of that pass; None: the strategy's.
+        batch_size: Samples in a mini-batch of that pass; None: the strategy's, of all processes together.
         probe_samples: On how many training samples it is seen how far the outputs move, at most.
         seed: Seed of the plugin's own random generator, for dropout in that pass.
         exclude: Layers to leave alone, by qualified name or pattern, one or several; see `plasticity.exclusion`.
@@ -110,12 +111,13 @@ class DASHPlugin(WholeWeightPlugin):
     def _losses(self, model: nn.Module) -> Iterator[Tensor]:
         strategy = self._strategy
         data = strategy.adapted_dataset.eval()
-        loader = DataLoader(data, batch_size=self.batch_size or strategy.train_mb_size, collate_fn=data.collate_fn)
+        whole = strategy.train_mb_size * process_count(group_of(model))
+        loader = DataLoader(data, batch_size=self.batch_size or whole, collate_fn=data.collate_fn)
         self._cost = (0, 0)
         for batch in loader:
             inputs, targets, *rest = (part.to(strategy.device) for part in batch)
             tasks = (rest[-1],) if is_multi_task_module(model) else ()
-            output = model(inputs, *tasks)
+            output = own_copy(model)(inputs, *tasks)
             self._cost = (self._cost[0] + len(targets), self._cost[1] + 1)
             yield strategy._criterion(output, targets)
 

@@ -13,6 +13,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.distributed import batches_of_all, group_of
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
@@ -146,7 +147,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
         """Prune the units that are dead on a balanced part of the probe."""
-        labels = [batch[0] for batch in self._labels.batches()]
+        labels = [batch[0] for batch in batches_of_all(self._labels.batches(), self._labels.limit, group_of(model))]
         chosen = balanced(probe, torch.cat(labels) if labels else torch.empty(0), self.probe_samples)
         self._done = prune_dead_units(model, units, chosen, self.pruned, self.mode, optimizer)
         return self._done.report
@@ -205,6 +206,8 @@ class DemonPruningPlugin(TreatmentPlugin):
                 spared = self.excluded.tensors(strategy.model)
                 self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate, spared)
             self._observer.require_pass(strategy)
+            if self._observer.activity is not None:
+                self._observer.activity.put_together(len(strategy.mb_x), group_of(strategy.model))
             self._noise.add(self._live(), std, self._draw_from(strategy.model))
             for removed in removed_by(strategy):  # by others: the noise may have hit it
                 if removed is not self.pruned:

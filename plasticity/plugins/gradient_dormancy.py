@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.distributed import group_of
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
 from plasticity.methods.recycling import check_count
 from plasticity.methods.treatment import Treatment
-from plasticity.methods.watching import BatchSums, GradientActivity
+from plasticity.methods.watching import BatchSums, GradientActivity, sums_of_all
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
 from plasticity.plugins.observing import ForwardObserver
@@ -91,6 +92,8 @@ class GradientDormancyPlugin(RecyclingPlugin):
                 else:
                     totals[name] = BatchSums(before.values + part.values, before.count + part.count)
         samples = sum(number for number, _ in collected)
+        if group_of(model) is not None:
+            (totals,), samples = sums_of_all([totals], units, samples, group_of(model))
         return recycle_gradient_dormant_units(
             model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial, self._removed
         )

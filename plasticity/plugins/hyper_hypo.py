@@ -114,7 +114,7 @@ class HyperHypoPlugin(TreatmentPlugin):
             raise UserError('no units learn alone in mode "prune": self_label must be False or "all"')
         if not 0 < confident_share <= 1:
             raise UserError(f"confident_share must lie in (0, 1], not {confident_share}")
-        self.acts = ("removes",) if mode == "prune" else ("alone",)
+        self.acts = ("removes" if mode == "prune" else "alone", *(("labels",) if self_label else ()))
         self.adapt_share = adapt_share
         self.self_label = self_label
         self.confident_share = confident_share

@@ -66,7 +66,7 @@ class SelfNormalizedResetsPlugin(StepwisePlugin):
             strategy.model,
             activity.units,
             activity.latest,
-            len(strategy.mb_x),
+            self._batch,
             strategy.optimizer,
             generator,
             self._initial,

@@ -10,12 +10,13 @@ from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
+from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.plugins.beside import refuse_conflicts
 from plasticity.preview import Preview
 
 
-class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
+class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
     """A plugin that acts at every step and reports once an experience.
 
     Args:
@@ -29,6 +30,9 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     method = "steps"
     acts: Collection[str] = ("moves",)
+
+    def __init_subclass__(cls, supports_distributed: bool = True, **kwargs: Any) -> None:
+        super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
 
     def __init__(self, *, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
@@ -61,6 +65,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=False):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Report; of an online stream when the boundary of an experience comes, if it tells them."""
+        require_agreement(strategy.model, group_of(strategy.model), type(self).__name__)
         if not self._parts.complete(strategy.experience):
             return
         if self._steps:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.methods.watching import LatestActivity
@@ -49,7 +50,7 @@ class StepwisePlugin(RecyclingPlugin):
         self._observer = ForwardObserver(self._watching, self.groups)
         self._generator = torch.Generator()
         self._generator.set_state(self._generator_state)
-        self._samples = 0
+        self._samples = self._batch = 0
         self._model: weakref.ref[nn.Module] | None = None
         self._twin: nn.Module | None = None  # what a dry run treats
 
@@ -101,7 +102,8 @@ class StepwisePlugin(RecyclingPlugin):
             return
         self._observer.require_pass(strategy)
         self._iterations += 1
-        self._samples += len(strategy.mb_x)
+        self._batch = activity.put_together(len(strategy.mb_x), group_of(strategy.model))
+        self._samples += self._batch
         if self.dry_run:
             self.step(OnTwin(strategy, self._twin_of(strategy)), activity, self._generator)
         elif self.step(strategy, activity, self._generator):
@@ -116,6 +118,7 @@ class StepwisePlugin(RecyclingPlugin):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Report what was done in the experience."""
+        require_agreement(strategy.model, group_of(strategy.model), type(self).__name__)
         self._observer.end()
         self._twin = None
         found = self.replacements()
