@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from plasticity.errors import UserError
-from plasticity.unit_statistics import UnitStatistics, sum_type
+from plasticity.unit_statistics import UnitStatistics
 
 Group = Any
 """A process group of `torch.distributed`; None: there is one process alone."""
@@ -82,23 +82,6 @@ def add_up(tensors: Sequence[Tensor], group: Group) -> list[Tensor]:
         for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
             found[place] = part.view(tensors[place].shape)
     return found
-
-
-def add_up_numbers(numbers: Sequence[float], group: Group, device: torch.device) -> list[float]:
-    """Add up numbers over all processes.
-
-    Args:
-        numbers: As many in every process.
-        group: The processes.
-        device: Of the network.
-
-    Raises:
-        UserError: If a process is lost.
-    """
-    if group is None:
-        return list(numbers)
-    (total,) = add_up([torch.tensor(list(numbers), dtype=sum_type(device), device=device)], group)
-    return [float(number) for number in total.tolist()]
 
 
 def of_all(statistics: Mapping[str, UnitStatistics], group: Group) -> dict[str, UnitStatistics]:

@@ -11,7 +11,7 @@ from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.distributed import add_up_numbers, group_of
+from plasticity.distributed import add_up, group_of
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.adaptive import STRONGEST, AdaptiveRule, LearningRecord, treat_as_needed
@@ -88,7 +88,8 @@ class AdaptivePlugin(RecyclingPlugin):
         boundary = _at_task_boundary(strategy.experience)
         self._between = bool(boundary and self._recent.samples)
         if self._between:
-            self._judge(strategy)
+            self._put_together(strategy)
+            self._judge()
         super().before_training_exp(strategy, *args, **kwargs)
         if self._between and self.every != "experience":
             self.intervene(strategy)
@@ -127,13 +128,16 @@ class AdaptivePlugin(RecyclingPlugin):
 
     # --- doing it ----------------------------------------------------------------------------------------------
 
-    def _judge(self, strategy: Any) -> None:
+    def _put_together(self, strategy: Any) -> None:
+        """Count the samples of all processes."""
+        group = group_of(strategy.model)
+        if self._right is not None and group is not None:
+            self._right, judged = add_up([self._right, torch.full_like(self._right, self._judged)], group)
+            self._judged = int(judged)
+
+    def _judge(self) -> None:
         """Choose the strongest treatment that the learning record allows."""
-        self._accuracy = None
-        if self._right is not None:
-            counts = float(self._right), self._judged
-            right, judged = add_up_numbers(counts, group_of(strategy.model), self._right.device)
-            self._accuracy = right / judged
+        self._accuracy = None if self._right is None else float(self._right) / self._judged
         self._right, self._judged = None, 0
         if self._accuracy is None or not self.record.add(self._classes, self._accuracy):
             self._strongest = 1
