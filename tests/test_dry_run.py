@@ -164,6 +164,8 @@ def test_what_cannot_be_told_beforehand_is_said_in_words():
         plugins.GradientDormancyPlugin().preview(model, batches, optimizer)
     with pytest.raises(UserError, match="no training mini-batch"):
         plugins.ReDoPlugin().preview(model, [], optimizer)
+    with pytest.raises(UserError, match="no training mini-batch"):
+        plugins.ContinualBackpropPlugin().preview(model, [])
     with pytest.raises(UserError, match="exclude leaves no hidden units"):
         plugins.ReDoPlugin(exclude=["0", "2"]).preview(model, batches)
     model[0].note = torch.ones(3, requires_grad=True) * 2  # part of a graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -168,8 +169,8 @@ class StepwisePlugin(RecyclingPlugin):
             batches: Inputs of training mini-batches; of the first one units are found.
             optimizer: The network's optimizer.
         """
-        first = next(iter(batches))
-        units = self.units_of(model, Probe([first if isinstance(first, tuple) else (first,)]).example)
+        first = [each if isinstance(each, tuple) else (each,) for each in islice(batches, 1)]
+        units = self.units_of(model, Probe(first).example)
         watching = self.make_activity(unwrap(model), units)
         left_alone = {**watching.skipped, **self._left_alone}
         return Preview(self.method, None, sizes(watching.units), left_alone)
