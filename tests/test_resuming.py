@@ -126,12 +126,12 @@ def test_a_state_that_cannot_be_loaded_is_told_of_and_another_one_used(part, tmp
     (found, *_) = files.read()
     states = [from_bytes(each) for each in found.parts]
     network = (states[0] if part == 0 else states[1]["state"])["network"]
-    network["parameters"]["another"] = network["parameters"].pop("classifier.bias")
+    network["parameters"]["another"] = network["parameters"].pop("head.bias")
     files.write([to_bytes(state) for state in states])  # the one without a mistake is now the one before
     said = []
     keeping = Stopping(tmp_path, said)
     result = train(run, tmp_path / "metrics.jsonl", keeping=keeping)
-    words = "a checkpoint is not used: the saved network has no parameter 'classifier.bias'"
+    words = "a checkpoint is not used: the saved network has no parameter 'head.bias'"
     assert said[-2:] == [words, "goes on after 2 of 3 experiences"]
     require_same(
         whole(run, tmp_path / "whole"),
