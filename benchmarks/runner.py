@@ -7,13 +7,14 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def run_all(
         UserError: If a run is impossible, or there is a finished one with other settings in its place.
     """
     todo = [run for run in runs if not _finished(run, out)]
+    workers = _workers(todo) if jobs > 1 and len(todo) > 1 else None
     if todo:
         from benchmarks.training import check
 
@@ -61,12 +63,12 @@ def run_all(
         _prepare(out / run.folder.parent)
     with progress:
         progress.found(len(runs) - len(todo), len(runs))
-        if jobs == 1 or len(todo) <= 1:
+        if workers is None:
             for run in todo:
                 report = partial(progress.advance, run)
                 progress.finish(run, run_one(run, out, modules, report, checkpoint_minutes))
         else:
-            _run_parallel(todo, out, jobs, modules, progress, checkpoint_minutes)
+            _run_parallel(todo, out, jobs, modules, progress, checkpoint_minutes, workers)
     return len(todo)
 
 
@@ -208,13 +210,12 @@ def _start_worker(reports: Any) -> None:
     global _reports
     _reports = reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent, which may be killed without a chance to end its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with(parent: Any) -> None:
+    """End this process with the one that asked for it, which may be killed without a chance to end its workers."""
+    parent.join()
     os._exit(1)
 
 
@@ -222,13 +223,33 @@ def _work(run: RunSettings, out: Path, modules: list[str], checkpoint_minutes: f
     return run_one(run, out, modules, lambda done: _reports.put((run.folder.as_posix(), done)), checkpoint_minutes)
 
 
-def _run_parallel(
-    todo: list[RunSettings], out: Path, jobs: int, modules: list[str], progress: Progress, checkpoint_minutes: float
-) -> None:
-    context = multiprocessing.get_context("spawn")
+def _workers(todo: list[RunSettings]) -> BaseContext:
+    """Say how processes for runs are to be made.
+
+    Imports take as long as some runs do. So that they are done once, and while this process does its own, a server is
+    started that imports everything and does nothing else, from which the processes are then forked. Not for a GPU,
+    which cannot be used in a fork of a process in which anything has looked for it.
+    """
     # Pinned here, for the children read it as they start, before anything sets the number of threads.
     threads = str(max(run.threads for run in todo))
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads))
+    if sys.platform != "linux" or any(run.device != "cpu" for run in todo):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.training", "benchmarks.resuming.keeping"])
+    ensure_running()
+    return context
+
+
+def _run_parallel(
+    todo: list[RunSettings],
+    out: Path,
+    jobs: int,
+    modules: list[str],
+    progress: Progress,
+    checkpoint_minutes: float,
+    context: BaseContext,
+) -> None:
     reports = context.SimpleQueue()
     by_folder = {run.folder.as_posix(): run for run in todo}
     pool = ProcessPoolExecutor(min(jobs, len(todo)), context, _start_worker, (reports,))

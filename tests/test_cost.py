@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cli import main
-from benchmarks.cost import cases, peers, processes, treating, watching
+from benchmarks.cost import cases, peers, treating, watching
 from benchmarks.cost.table import content, text
 from benchmarks.cost.timing import clock, interleave, ratio
 
@@ -159,11 +159,6 @@ def test_the_step_timer_counts_the_steps_after_the_first_few(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr("benchmarks.cost.cases.clock", lambda device: float(next(ticks)) * 12)
     assert cases.Trainer(SMALL, CPU)() == pytest.approx(12 / SMALL.steps)
-
-
-def test_processes_are_measured_by_whole_runs():
-    (line,) = processes.measure(1, 1, experiences=1)  # a second process takes long to start
-    assert line.ratio.median > 0 and "1 runs" in line.case
 
 
 def test_the_command_prints_a_table_and_writes_it(tmp_path, capsys, monkeypatch):
