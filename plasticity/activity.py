@@ -8,31 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
 from plasticity.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
-from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
 from plasticity.tracing.hooks import HookSet
+from plasticity.tracing.passes import Pass, callers
 from plasticity.tracing.preserve import uncompiled
 from plasticity.unit_statistics import Sums, UnitStatistics, settle
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
-
-
-class _FunctionCalls(TorchFunctionMode):
-    """Counts the activation functions that each module calls, and hands over the watched ones."""
-
-    def __init__(self, activity: Activity) -> None:
-        super().__init__()
-        self.activity = activity
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in WATCHED_FUNCTIONS:
-            self.activity._function_called(result)
-        return result
 
 
 class Activity:
@@ -66,9 +51,7 @@ class Activity:
         self._hooks: HookSet | None = None
         self._uncompiled = ExitStack()
         self._once = self._away = False
-        self._mode: _FunctionCalls | None = None
-        self._modules: list[str] = []
-        self._calls: dict[str, int] = {}
+        self._pass = Pass(self._function_called)
         self._by_function: dict[str, dict[int, Sums]] = {}
         self._by_output: dict[str, dict[int, list[Sums]]] = {}
         self.reset()
@@ -84,8 +67,7 @@ class Activity:
         self._rows = FeatureRows(self._features)
         self._by_function.clear()
         self._by_output.clear()
-        for group in self.units:
-            sums = self._sums[group.name]
+        for group, sums in zip(self.units, self._sums.values(), strict=True):
             if group.site is not None and group.site.function:
                 self._by_function.setdefault(group.site.module, {})[group.site.call] = sums
             elif group.site is not None:
@@ -170,9 +152,8 @@ class Activity:
             self._away = self._once = False
 
     def _put_hooks(self) -> None:
-        hooks = self._planned()
-        hooks.attach()
-        self._hooks = hooks
+        self._hooks = self._planned()
+        self._hooks.attach()
 
     def _planned(self) -> HookSet:
         root = self.model
@@ -186,9 +167,9 @@ class Activity:
                 raise UserError(f"{what} cannot be watched: TorchScript has no hooks")
         hooks = HookSet()
         hooks.before(root, self._enter_forward)
-        for name in self._callers(modules):
-            hooks.before(modules[name], self._pusher(name))
-            hooks.after(modules[name], self._popper(name), always_call=True)
+        for name in callers(modules) if self._by_function else ():
+            hooks.before(modules[name], self._pass.entering(name))
+            hooks.after(modules[name], self._pass.leaving(name), always_call=True)
         for name in self._by_output:
             hooks.after(modules[name], self._output_hook(name))
         for name in self._inputs:
@@ -200,15 +181,6 @@ class Activity:
         hooks.after(root, self._exit_forward, always_call=True)
         return hooks
 
-    def _callers(self, modules: dict[str, nn.Module]) -> list[str]:
-        """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""
-        found = []
-        for name, module in modules.items() if self._by_function else ():
-            plain = type(module).__module__.startswith("torch.nn.modules") and type(module) not in ACTIVATION_MODULES
-            if name and not (plain and next(module.children(), None) is None):
-                found.append(name)
-        return found
-
     def _enter_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._away:
             return
@@ -216,23 +188,14 @@ class Activity:
         self._passes += 1
         if (self._passes - 1) % self.every:
             return
-        self._calls = {}
-        self._modules = [""]
-        if self._by_function:
-            self._mode = _FunctionCalls(self)
-            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._pass.enter(functions=bool(self._by_function))
 
     def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._once:
-            self.look_away()
-        else:
-            self._leave_forward()
+        self._leave_forward()
+        self.look_away()
 
     def _leave_forward(self) -> None:
-        self._modules = []
-        if self._mode is not None:
-            mode, self._mode = self._mode, None
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._pass.leave()
         self._settle()
 
     def _settle(self) -> None:
@@ -240,25 +203,8 @@ class Activity:
             settle(self._unsettled)
             self._unsettled = []
 
-    def _pusher(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._modules:
-                self._modules.append(name)
-
-        return hook
-
-    def _popper(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._modules and self._modules[-1] == name:
-                self._modules.pop()
-
-        return hook
-
-    def _function_called(self, result: Any) -> None:
-        name = self._modules[-1]
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        sums = self._by_function.get(name, {}).get(call)
+    def _function_called(self, module: str, call: int, result: Any) -> None:
+        sums = self._by_function.get(module, {}).get(call)
         if sums is not None and isinstance(result, Tensor):
             self._seen(sums, result)
 
@@ -266,10 +212,9 @@ class Activity:
         key = f"output of {name}"
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._modules:  # called from outside the model's own forward
+            if not self._pass.modules:  # called from outside the model's own forward
                 return
-            call = self._calls.get(key, 0)
-            self._calls[key] = call + 1
+            call = self._pass.count(key)
             by_call = self._by_output[name]
             for sums in (*by_call.get(call, ()), *by_call.get(-1, ())):
                 if not isinstance(output, Tensor):
@@ -287,14 +232,13 @@ class Activity:
 
     def _input_hook(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not self._modules:
-                return
-            self._input_sums[name].add(input_of(args, kwargs), unit_dim(module))
+            if self._pass.modules:
+                self._input_sums[name].add(input_of(args, kwargs), unit_dim(module))
 
         return hook
 
     def _feature_hook(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._modules and self._rows.room > 0:
+        if self._pass.modules and self._rows.room > 0:
             self._rows.add(input_of(args, kwargs), unit_dim(module))
 
     def _dim(self, group: UnitGroup) -> int | None:

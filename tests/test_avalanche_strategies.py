@@ -165,9 +165,9 @@ class OwnPasses:
 
         def entered(activity, module, *args):
             enter(activity, module, *args)
-            if activity._modules and self.inside:  # it does not look away
+            if activity._pass.modules and self.inside:  # it does not look away
                 self.watched += 1
-            elif activity._modules and not self.probing:
+            elif activity._pass.modules and not self.probing:
                 self.others.append(module)
 
         def ran(probe, model):

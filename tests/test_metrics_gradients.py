@@ -11,7 +11,10 @@ from metric_cases import CLASSES, WIDTH, Growing, emitted, hooks, learn, mlp, na
 from torch import nn
 
 from plasticity import UserError
+from plasticity.loading import TensorLoaderPlugin
+from plasticity.loading.callbacks import EVENTS, acts
 from plasticity.metrics import plasticity_metrics
+from plasticity.metrics.measured import MEASURES
 
 PLACE = "train_phase/train_stream/Task000"
 ALONE = {"measures": ["NotLearningUnits"]}
@@ -121,3 +124,35 @@ def test_what_cannot_be_read_is_said():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="NotLearningUnits")
         naive(network(True, True), plasticity_metrics(epoch=True, **ALONE)).train(stream().train_stream[0])
+
+
+SETTINGS = [
+    {"epoch": True},
+    {"epoch": True, "every": 2},
+    {"epoch": True, **ALONE},
+    {"epoch": True, "measures": ["GradientNorm"]},
+    {"epoch": True, "sample_plasticity": True},
+    {"minibatch": True, "measures": ["WeightMagnitude"]},
+    {"minibatch": True, "epoch": True, "measures": list(MEASURES)},
+    {"epoch": True, "probe": torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0))},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_it_is_idle_only_where_nothing_would_be_done(settings):
+    """A loop that passes over idle events finds what Avalanche's own finds, which calls at every event."""
+    results = []
+    for plugins in ([], [TensorLoaderPlugin()]):
+        strategy = naive(mlp(), plasticity_metrics(**settings), plugins=plugins)
+        torch.manual_seed(0)
+        for experience in stream().train_stream:
+            strategy.train(experience, shuffle=False)
+        results.append(emitted(strategy))
+    assert results[0] == results[1] and len(results[0]) > 0
+
+
+def test_a_watch_that_reports_epochs_is_called_twice_an_iteration_and_gradients_once():
+    acting = [
+        {event for event in EVENTS if acts(plasticity_metrics(epoch=True, **more)[0], event)} for more in ({}, ALONE)
+    ]
+    assert acting == [{"before_forward", "after_forward"}, {"before_update"}]

@@ -34,12 +34,16 @@ _IDLE = {
 
 
 def acts(listener: Any, event: str) -> bool:
-    """Say whether a plugin, metric or logger may do anything at an event: not if it only has Avalanche's empty method.
+    """Say whether a plugin, metric or logger may do anything at an event.
+
+    It does not if it only has Avalanche's empty method, or names the event in an attribute `idle_at`.
 
     Args:
         listener: The object.
         event: One of `EVENTS`.
     """
+    if event in getattr(listener, "idle_at", ()):
+        return False
     method = getattr(listener, event, None)
     return method is not None and getattr(method, "__func__", None) not in _IDLE[event]
 

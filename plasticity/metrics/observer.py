@@ -89,18 +89,14 @@ class GradientObserver(Follower[UnitGradients]):
         if self._made is not None:
             self._made.reset()
 
-    def begin(self, strategy: Any) -> None:
-        """Find the units of the strategy's model, unless they are known."""
+    def look(self, strategy: Any) -> None:
+        """Add the gradients of the strategy's model as they are now; find its units, unless they are known."""
         gradients = self.follow(strategy)
         if gradients.unreadable and not self._warned:
             self._warned = True
             reasons = "; ".join(f"{name}: {reason}" for name, reason in gradients.unreadable.items())
             warnings.warn(f"NotLearningUnits leaves out units whose gradients cannot be read ({reasons})", stacklevel=2)
-
-    def look(self) -> None:
-        """Add the gradients as they are now."""
-        if self._made is not None:
-            self._made.look()
+        gradients.look()
 
     def close(self) -> dict[str, GradientStatistics]:
         """End the narrow stretch and begin the next; return what it saw."""

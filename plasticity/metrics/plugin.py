@@ -156,6 +156,9 @@ class PlasticityMetrics(PluginMetric[float]):
         groups: The hidden units, if they are declared by hand.
         probe: The samples on which to look at units and representations, if they are fixed.
         exclude: Layers whose units are not counted.
+
+    Attributes:
+        idle_at: Events of a training iteration at which there is nothing to do, so that nobody has to call.
     """
 
     def __init__(
@@ -186,6 +189,15 @@ class PlasticityMetrics(PluginMetric[float]):
         self._step: Values = {}
         self._sums: dict[str, dict[str | None, tuple[Tensor, int]]] = {"gradients": {}, "steps": {}}
         self._seen: Tally | None = None  # on the probe, in this evaluation
+        watching, stepping = self._training is not None, self._steps is not None
+        acting = {
+            "before_forward": watching or stepping,
+            "after_forward": watching or stepping,
+            "before_update": looks or (settings.in_training and settings.needs("gradients")),
+            "after_update": stepping,
+            "after_training_iteration": settings.minibatch,
+        }
+        self.idle_at = frozenset(event for event, acts in acting.items() if not acts)
 
     def result(self) -> float | None:
         """Return None: values are emitted with their names."""
@@ -215,8 +227,6 @@ class PlasticityMetrics(PluginMetric[float]):
         """Watch the training forward pass that follows."""
         if self._training is not None:
             self._training.begin(strategy)
-        if self._unit_gradients is not None:
-            self._unit_gradients.begin(strategy)
         if self._steps is not None:
             self._steps.begin(strategy)
 
@@ -233,7 +243,7 @@ class PlasticityMetrics(PluginMetric[float]):
             self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
             self._sum_up("gradients", self._gradients)
         if self._unit_gradients is not None:
-            self._unit_gradients.look()
+            self._unit_gradients.look(strategy)
 
     def after_update(self, strategy: Any) -> None:
         """Measure what the step has done to the loss."""

@@ -1,0 +1,96 @@
+"""Where a forward pass of a watched model is: which of its modules runs, and what that has called so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
+
+
+class _FunctionCalls(TorchFunctionMode):
+    """Hands over what every watched function returns."""
+
+    def __init__(self, called: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.called = called
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in WATCHED_FUNCTIONS:
+            self.called(result)
+        return result
+
+
+class Pass:
+    """The forward pass that is going on, if there is one.
+
+    Args:
+        function_called: Called as `function_called(module, call, result)` after each watched function, with the
+            qualified name of the module that called it, and how many it had called before.
+
+    Attributes:
+        modules: Qualified names of the running modules, the model ("") first; empty outside of a pass.
+    """
+
+    def __init__(self, function_called: Callable[[str, int, Any], None]) -> None:
+        self.modules: list[str] = []
+        self._function_called = function_called
+        self._calls: dict[str, int] = {}
+        self._mode: _FunctionCalls | None = None
+
+    def enter(self, functions: bool) -> None:
+        """Begin a pass, and catch watched functions in it if asked to."""
+        self._calls = {}
+        self.modules = [""]
+        if functions:
+            self._mode = _FunctionCalls(self._called)
+            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+    def leave(self) -> None:
+        """End the pass, if one is going on."""
+        self.modules = []
+        if self._mode is not None:
+            mode, self._mode = self._mode, None
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+    def count(self, key: str) -> int:
+        """Return how often this was asked before in this pass."""
+        call = self._calls.get(key, 0)
+        self._calls[key] = call + 1
+        return call
+
+    def entering(self, name: str) -> Callable[..., None]:
+        """Return a hook to be called before a module runs."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self.modules:
+                self.modules.append(name)
+
+        return hook
+
+    def leaving(self, name: str) -> Callable[..., None]:
+        """Return a hook to be called after a module has run, or failed."""
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self.modules and self.modules[-1] == name:
+                self.modules.pop()
+
+        return hook
+
+    def _called(self, result: Any) -> None:
+        name = self.modules[-1]
+        self._function_called(name, self.count(name), result)
+
+
+def callers(modules: dict[str, nn.Module]) -> list[str]:
+    """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""
+    found = []
+    for name, module in modules.items():
+        plain = type(module).__module__.startswith("torch.nn.modules") and type(module) not in ACTIVATION_MODULES
+        if name and not (plain and next(module.children(), None) is None):
+            found.append(name)
+    return found
