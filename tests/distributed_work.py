@@ -108,6 +108,24 @@ def trained(plugin, wrapped):
     }
 
 
+def normalised(rank):
+    """Weights and reports with batch normalisation, whose statistics each process has its own of in training."""
+    from avalanche_strategies import stream
+
+    from plasticity.plugins import ReDoPlugin
+
+    redo = ReDoPlugin(every=1, tau=0.6)
+    strategy = naive([redo], False)
+    features = strategy.model.features
+    features.insert(1, nn.BatchNorm1d(len(features[0].weight)))
+    strategy.optimizer.add_param_group({"params": list(features[1].parameters())})
+    strategy.train_mb_size = 3
+    strategy.model = DistributedDataParallel(strategy.model)
+    for experience in stream().train_stream:
+        strategy.train(experience, shuffle=False)
+    return {"weights": strategy.model.module.state_dict(), "history": redo.history}
+
+
 def refusals(rank):
     """What is refused, by name: the message."""
     from avalanche_strategies import stream
@@ -147,7 +165,7 @@ def session(rank, folder):
     from test_avalanche_strategies import PLUGINS  # Avalanche makes a logger as it is imported, in one process only
 
     join(rank, folder / "session")
-    results = {"plain": plain_loop(rank), "refused": refusals(rank), "plugins": {}}
+    results = {"plain": plain_loop(rank), "normalised": normalised(rank), "refused": refusals(rank), "plugins": {}}
     for name in PLUGINS:
         if name != "demon-pruning-shrink":
             results["plugins"][name] = trained(PLUGINS[name](), True)
@@ -166,15 +184,18 @@ def lost(rank, how, folder):
     model = DistributedDataParallel(network())
     distributed.require_agreement(model, distributed.group_of(model), "both")
     if rank == 1:
-        if how == "ends":
+        if how != "does-not-come":
             os._exit(3)
         time.sleep(3)
         os._exit(0)
     began = time.monotonic()
     try:
-        distributed.add_up([torch.ones(3)], distributed.group_of(model))
+        if how == "ends-in-a-step":
+            model(torch.rand(2, 6)).sum().backward()
+        else:
+            distributed.add_up([torch.ones(3)], distributed.group_of(model))
         message = "it has not noticed"
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         message = str(error)
     torch.save({"message": message, "seconds": time.monotonic() - began}, folder / f"{how}.pt")
     os._exit(0)  # the process group cannot be left in order

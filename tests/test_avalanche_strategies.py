@@ -6,6 +6,8 @@ with PLASTICITY_EVERY=1 in the environment every pair is. What is refused is alw
 
 import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,6 +295,20 @@ def test_every_plugin_and_strategy_is_here():
     assert kinds == public
     for name in (*STRATEGIES, "from scratch, then"):
         assert name in {strategy for strategy, _ in pairs()} or set(REFUSED[name]) == set(PLUGINS)
+
+
+def test_the_documentation_lists_what_is_refused():
+    page = (Path(__file__).parents[1] / "docs" / "avalanche.md").read_text(encoding="utf-8")
+    table = page.split("<!-- table refused -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
+    found = {}
+    for row in table:
+        names, refused, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        plugins = set(re.findall(r"`([^`]+)`", refused))
+        if refused.startswith("all"):
+            plugins = set(PLUGINS) - plugins
+        for name in re.findall(r"`([^`]+)`", names):
+            found.setdefault(name, set()).update(plugins)
+    assert found == {name: set(refused) for name, refused in REFUSED.items()}
 
 
 @pytest.mark.parametrize(("name", "plugin"), pairs())

@@ -79,6 +79,14 @@ def test_every_plugin_does_as_in_one_process(name, ranks):
     close(first, trained(PLUGINS[name](), False))
 
 
+def test_units_are_judged_by_the_same_batch_statistics(ranks):
+    first, second = (results["normalised"] for results in ranks)
+    assert equal(first["history"], second["history"])
+    assert sum(report["recycled"] for report in first["history"]) > 0
+    for name, value in first["weights"].items():
+        assert "running" in name or torch.equal(value, second["weights"][name])
+
+
 def test_what_cannot_be_right_is_refused_in_every_process(ranks):
     for results in ranks:
         refused = results["refused"]
@@ -92,9 +100,11 @@ def test_what_cannot_be_right_is_refused_in_every_process(ranks):
 
 
 def test_a_process_that_is_lost_is_told_of_soon(tmp_path):
-    hows = "ends", "does-not-come"
+    hows = "ends", "does-not-come", "ends-in-a-step"
     run(lost, *((how, tmp_path) for how in hows))
-    for how in hows:
+    own = torch.load(tmp_path / "ends-in-a-step.pt")
+    assert "Connection" in own["message"] and own["seconds"] < 30  # PyTorch's
+    for how in hows[:2]:
         found = torch.load(tmp_path / f"{how}.pt")
         assert found["message"].startswith("another process has ended, or has not come within the time limit: ")
         assert "\n" not in found["message"] and found["seconds"] < 30
