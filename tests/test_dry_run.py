@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from exclusion_cases import MAKE, trained
-from stripping_streams import FixedHead, Recorder, Stripping, everything, naive, same, stream
+from stripping_streams import FixedHead, MultiHead, Network, Recorder, Stripping, everything, naive, run, same, stream
 from torch import nn
 
 from benchmarks.comparison.measures import damage, treated_units
@@ -52,6 +52,17 @@ def test_a_dry_run_is_the_run_without_the_plugin_and_reports_what_the_plugin_wou
             for unit in units
         ]
         assert sorted(found) == sorted((layer, unit) for layer, units in told["units"].items() for unit in units)
+
+
+@pytest.mark.parametrize("build", [Network, MultiHead])
+def test_beside_heads_that_grow(build):
+    """Networks are copied as they are at each time."""
+    experiences = stream(task_labels=build is MultiHead)
+    plain = everything(run([], build, experiences=experiences))
+    for name in ("DemonPruningPlugin, shrink", "PlasticityInjectionPlugin", "ContinualBackpropPlugin", "ReDoPlugin"):
+        plugin = MAKE[name](dry_run=True)
+        assert same(everything(run([plugin], build, experiences=experiences)), plain), name
+        assert plugin.history
 
 
 def test_units_are_dead_for_the_reason_that_is_given():
