@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import split_online_stream
 from avalanche.training import supervised
 from avalanche.training.plugins import FromScratchTrainingPlugin, LFLPlugin, LwFPlugin, SupervisedPlugin
 from avalanche.training.supervised import lamaml_v2
@@ -375,6 +376,13 @@ def test_every_plugin_lives_with_every_kind_of_stream(kind, plugin, monkeypatch)
     without = run(made("Naive", [other], network=network), "Naive", False, scenario)
     if network == "fixed":  # other heads grow in evaluations, too
         assert same(found, without) and other.history == one.history
+
+
+@pytest.mark.parametrize("plugin", sorted(BETWEEN))
+def test_what_acts_between_experiences_has_to_be_told_where_they_are(plugin):
+    parts = split_online_stream(stream().train_stream, experience_size=8, access_task_boundaries=False)
+    with pytest.raises(UserError, match="needs a stream that tells the boundaries of its experiences"):
+        made("Naive", [PLUGINS[plugin]()]).train(next(iter(parts)))
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

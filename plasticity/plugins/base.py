@@ -145,12 +145,19 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         refuse_conflicts(self, strategy)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Treat between experiences, once the head and the optimizer are ready for the next one."""
+        """Treat between experiences, once the head and the optimizer are ready for the next one.
+
+        Raises:
+            UserError: If an online stream does not tell where they are: it would be treated before every few samples.
+        """
+        online = isinstance(strategy.experience, OnlineCLExperience)
+        if online and self.between and not strategy.experience.access_task_boundaries:
+            raise UserError(f"{type(self).__name__} needs a stream that tells the boundaries of its experiences")
         self._units = None
         if self.every == "experience" and self._recent.samples and _at_task_boundary(strategy.experience):
             self.intervene(strategy)
         available = len(strategy.adapted_dataset)
-        if isinstance(strategy.experience, OnlineCLExperience):  # each has only a few samples
+        if online:  # each has only a few samples
             self._online = available = self._online + available
         self._recent.limit = min(self.probe_samples, available)
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from avalanche.benchmarks import OnlineCLExperience
 from torch import nn
 from torch.optim import Optimizer
 
-from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroups
 from plasticity.masks import Removed
@@ -63,20 +61,6 @@ class WholeWeightPlugin(TreatmentPlugin):
     def change(self, model: nn.Module, generator: torch.Generator) -> Sequence[Entry]:
         """Change the weights, and return which."""
         raise NotImplementedError
-
-    # --- Avalanche's callbacks ---------------------------------------------------------------------------------
-
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Treat between experiences.
-
-        Raises:
-            UserError: If an online stream does not tell where they are: it would be treated before every few samples.
-        """
-        experience = strategy.experience
-        online = isinstance(experience, OnlineCLExperience) and not experience.access_task_boundaries
-        if online and not self.idle:
-            raise UserError(f"{type(self).__name__} needs a stream that tells the boundaries of its experiences")
-        super().before_training_exp(strategy, *args, **kwargs)
 
     # --- doing it ----------------------------------------------------------------------------------------------
 
