@@ -95,7 +95,7 @@ def test_stored_images_are_shared_and_converted_no_sooner_than_needed(monkeypatc
     stream, _ = built("split-cifar100")
     assert not asked
     experience_tensors(stream.train_stream[3])
-    assert asked == [10 * EACH]
+    assert asked[-1] == 10 * EACH and sum(asked) <= 10 * EACH + 1  # one of them, to see how large they are
 
 
 def test_stream_tensors_keep_what_there_is_room_for(monkeypatch):
