@@ -1,7 +1,7 @@
 """Samples of an experience as tensors, and quick evaluation."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from avalanche.models import avalanche_forward
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.streams.builders import derived_seed
-from plasticity.loading import NotTensorsError, dataset_tensors
+from plasticity.loading import NotTensorsError, dataset_rows, dataset_tensors
+from plasticity.rows import Rows
 
 _TO_TEST = 1729  # a purpose that no stream draws for
 
@@ -37,6 +38,36 @@ def experience_tensors(experience: Any, device: torch.device | str = "cpu") -> E
         columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     columns = [column.to(device) for column in columns]
     return ExperienceTensors(columns[0], columns[1], columns[-1] if hasattr(experience, "task_labels") else None)
+
+
+class _Inputs:
+    """Inputs on a device that are made of stored ones when some of them are asked for."""
+
+    def __init__(self, rows: Rows, device: torch.device | str):
+        self.rows = rows
+        self.device = device
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        chosen = torch.arange(len(self.rows))[index] if isinstance(index, slice) else index.cpu()
+        return self.rows.samples(chosen)[0].to(self.device)
+
+
+def experience_samples(experience: Any, device: torch.device | str = "cpu") -> ExperienceTensors:
+    """As `experience_tensors`, for those who need few of the samples: inputs are made when they are asked for.
+
+    Args:
+        experience: An Avalanche experience with a data set.
+        device: Where the tensors are to lie.
+    """
+    try:
+        rows = dataset_rows(experience.dataset.eval())
+    except NotTensorsError:
+        return experience_tensors(experience, device)
+    if any(step.random for step in rows.steps):
+        return experience_tensors(experience, device)
+    labels, tasks = rows.columns[1].to(device), rows.columns[-1].to(device)
+    known = hasattr(experience, "task_labels")
+    return ExperienceTensors(cast(Tensor, _Inputs(rows, device)), labels, tasks if known else None)
 
 
 def to_test(index: int, count: int | None, seed: int, last: int) -> list[int]:

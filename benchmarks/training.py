@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
-from benchmarks.evaluating import StreamTensors, evaluate, experience_tensors, to_test
+from benchmarks.evaluating import StreamTensors, evaluate, experience_samples, to_test
 from benchmarks.gradient_norms import GradientNormPlugin
 from benchmarks.judging import TITLES, inputs, judge_units, samples
 from benchmarks.models import build_model
@@ -49,7 +49,7 @@ def check(runs: Sequence[RunSettings]) -> None:
     asked_measures.check(settings.measure)
     stream = get_benchmark(settings.benchmark).build(settings.stream)
     shape = stream_shape(stream, settings.stream)
-    example = inputs(experience_tensors(stream.train_stream[0]), slice(0, 4), shape.task_labels)
+    example = inputs(experience_samples(stream.train_stream[0]), slice(0, 4), shape.task_labels)
     for settings in {run.strategy: run for run in runs}.values():
         _make(settings, partial(build_model, settings.model, *shape), example)
 
@@ -134,7 +134,7 @@ class _Run:
         self.stream = self.benchmark.build(settings.stream)
         shape = stream_shape(self.stream, settings.stream)
         _seed(settings.seed)
-        example = inputs(experience_tensors(self.stream.train_stream[0]), slice(0, 4), shape.task_labels)
+        example = inputs(experience_samples(self.stream.train_stream[0]), slice(0, 4), shape.task_labels)
         model, optimizer, self.plugins = _make(settings, partial(build_model, settings.model, *shape), example)
         self.online, self.stopwatch = OnlineAccuracyPlugin(), Stopwatch(torch.device(settings.device))
         self.gradients = GradientNormPlugin(self.stopwatch)
@@ -209,7 +209,7 @@ class _Run:
             row[other] = evaluate(model, tests[other])
             self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
         record.matrix.append(row)
-        learned = experience_tensors(self.stream.train_stream[index], self.strategy.device)
+        learned = experience_samples(self.stream.train_stream[index], self.strategy.device)
         record.units.append({"experience": index, **judge_units(model, learned)})
         record.units[-1]["gradient_norm"] = self.gradients.take()
         record.units[-1].update(self.asked.after_experience(model, partial(samples, model, learned)))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.data import as_inputs
-from benchmarks.evaluating import StreamTensors, experience_tensors
+from benchmarks.evaluating import StreamTensors, experience_samples, experience_tensors
 from benchmarks.images import Images
 from benchmarks.streams import make_stream
 from plasticity.loading import TensorLoaderPlugin, dataset_tensors
@@ -96,6 +96,22 @@ def test_stored_images_are_shared_and_converted_no_sooner_than_needed(monkeypatc
     assert not asked
     experience_tensors(stream.train_stream[3])
     assert asked[-1] == 10 * EACH and sum(asked) <= 10 * EACH + 1  # one of them, to see how large they are
+
+
+def test_a_few_samples_of_an_experience_are_those_of_all_and_no_others_are_made(monkeypatch):
+    use_small_data(monkeypatch)
+    stream, _ = built("split-cifar100", scenario="task")
+    asked = []
+    monkeypatch.setattr(
+        "benchmarks.images.as_inputs", lambda name, pixels: (asked.append(len(pixels)), as_inputs(name, pixels))[1]
+    )
+    few = experience_samples(stream.train_stream[3])
+    assert not asked
+    first, chosen = few.inputs[:4], few.inputs[torch.tensor([7, 2, 7])]
+    assert asked == [4, 3]
+    every = experience_tensors(stream.train_stream[3])
+    assert torch.equal(first, every.inputs[:4]) and torch.equal(chosen, every.inputs[[7, 2, 7]])
+    assert torch.equal(few.targets, every.targets) and torch.equal(few.tasks, every.tasks)
 
 
 def test_stream_tensors_keep_what_there_is_room_for(monkeypatch):
