@@ -162,7 +162,7 @@ def refusals(rank):
 
 def session(rank, folder):
     """All checks with two processes that live, in one go."""
-    from test_avalanche_strategies import PLUGINS  # Avalanche makes a logger as it is imported, in one process only
+    from avalanche_plugins import PLUGINS  # Avalanche makes a logger as it is imported, in one process only
 
     join(rank, folder / "session")
     results = {"plain": plain_loop(rank), "normalised": normalised(rank), "refused": refusals(rank), "plugins": {}}

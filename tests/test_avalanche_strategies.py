@@ -14,113 +14,18 @@ import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
 from avalanche.training import supervised
-from avalanche.training.plugins import FromScratchTrainingPlugin, LFLPlugin, LwFPlugin, SupervisedPlugin
+from avalanche.training.plugins import FromScratchTrainingPlugin, SupervisedPlugin
 from avalanche.training.supervised import lamaml_v2
+from avalanche_plugins import AT_THE_START, BETWEEN, IDLE, NOT_FIRST, PLUGINS, REFUSED, TASKS, UNREADY
 from avalanche_strategies import NETWORKS, STRATEGIES, build, learn, stream
+from avalanche_watching import Holds, OwnPasses, SameRandomness, left_hooks
 from strategy_runs import COUNTS
 from torch import nn
 
 from plasticity import plugins as library
-from plasticity.activity import Activity
-from plasticity.architecture.injection import Injection
 from plasticity.errors import UserError
 from plasticity.metrics import plasticity_metrics
 from plasticity.plugins.removed import removed_by
-from plasticity.probe import Probe
-
-PLUGINS = {
-    "synaptic-stripping": lambda: library.SynapticStrippingPlugin(),
-    "synaptic-stripping-whitaker2023": lambda: library.SynapticStrippingPlugin("whitaker2023"),
-    "hyper-hypo": lambda: library.HyperHypoPlugin(percent=20, adapt_share=0.5),
-    "hyper-hypo-random": lambda: library.HyperHypoPlugin("prune", percent=20, units="random"),
-    "demon-pruning": lambda: library.DemonPruningPlugin(noise_std=0.01),
-    "demon-pruning-shrink": lambda: library.DemonPruningPlugin("shrink", noise_std=0.01),
-    "redo": lambda: library.ReDoPlugin(every=2),
-    "continual-backprop": lambda: library.ContinualBackpropPlugin(replacement_rate=0.1, maturity=1),
-    "self-normalized-resets": lambda: library.SelfNormalizedResetsPlugin(
-        maximum_age=6, check_every=1, maximum_share=1.0
-    ),
-    "gradient-dormancy": lambda: library.GradientDormancyPlugin(every=2, batches=2),
-    "shrink-perturb": lambda: library.ShrinkPerturbPlugin(),
-    "shrink-perturb-step": lambda: library.ShrinkPerturbPlugin("step"),
-    "shrink-perturb-interpolate": lambda: library.ShrinkPerturbPlugin("interpolate"),
-    "dash": lambda: library.DASHPlugin(),
-    "fire": lambda: library.FIREPlugin(),
-    "l2": lambda: library.L2Plugin(),
-    "l2-init": lambda: library.L2InitPlugin(),
-    "spectral-regularization": lambda: library.SpectralRegularizationPlugin(),
-    "normalize-and-project": lambda: library.NormalizeAndProjectPlugin(normaliser_decay=0.1),
-    "hare-tortoise": lambda: library.HareTortoisePlugin(momentum=0.9, reset_every=2),
-    "plasticity-injection": lambda: library.PlasticityInjectionPlugin(),
-    "adaptive": lambda: library.AdaptivePlugin(dead=0.01),
-}
-"""Each with arguments with which it acts within a few mini-batches."""
-
-IDLE = {
-    "hyper-hypo": lambda: library.HyperHypoPlugin(percent=0),
-    "demon-pruning": lambda: library.DemonPruningPlugin(regularisation=0.0, noise_std=0.0),
-    "redo": lambda: library.ReDoPlugin(every=2, maximum_share=0),
-    "continual-backprop": lambda: library.ContinualBackpropPlugin(replacement_rate=0),
-    "self-normalized-resets": lambda: library.SelfNormalizedResetsPlugin(maximum_share=0),
-    "gradient-dormancy": lambda: library.GradientDormancyPlugin(every=2, batches=2, maximum_share=0),
-    "shrink-perturb": lambda: library.ShrinkPerturbPlugin(shrink=1, perturb=0),
-    "dash": lambda: library.DASHPlugin(threshold=1),
-    "fire": lambda: library.FIREPlugin(strength=0),
-    "l2": lambda: library.L2Plugin(0),
-    "l2-init": lambda: library.L2InitPlugin(0),
-    "spectral-regularization": lambda: library.SpectralRegularizationPlugin(0),
-    "hare-tortoise": lambda: library.HareTortoisePlugin(momentum=0),  # the tortoise is the hare
-    "plasticity-injection": lambda: library.PlasticityInjectionPlugin(99),
-}
-"""The same with arguments with which they change nothing."""
-
-STEPS = {"l2", "l2-init", "spectral-regularization"}
-BETWEEN = {
-    "synaptic-stripping",
-    "hyper-hypo",
-    "hyper-hypo-random",
-    "shrink-perturb",
-    "shrink-perturb-interpolate",
-    "dash",
-    "fire",
-    "plasticity-injection",
-    "adaptive",
-}
-RENEW = {"redo", "continual-backprop", "self-normalized-resets", "gradient-dormancy", "adaptive"}
-NUMBERS_BY_WEIGHT = "changes the shapes of weights"
-REFUSED = {
-    **{name: {"demon-pruning-shrink": NUMBERS_BY_WEIGHT} for name in ("EWC", "SI", "MAS")},
-    "iCaRL": dict.fromkeys(("demon-pruning-shrink", "plasticity-injection"), "means of features"),
-    "LFL": {
-        "demon-pruning-shrink": "which has more units",
-        **dict.fromkeys((*RENEW, "plasticity-injection"), "freezes the last layer"),
-    },
-    "CWR*": dict.fromkeys(set(PLUGINS) - STEPS, "freezes all layers but one"),
-    "PackNet": dict.fromkeys(PLUGINS, "keeps the weights of earlier tasks"),
-    "JointTraining": dict.fromkeys(BETWEEN, "one experience only"),
-    "GDumb": {"plasticity-injection": "as at the start"},
-    "FromScratch": {
-        **dict.fromkeys(
-            BETWEEN
-            | {
-                "synaptic-stripping-whitaker2023",
-                "demon-pruning",
-                "demon-pruning-shrink",
-                "normalize-and-project",
-                "hare-tortoise",
-            },
-            "in this order",
-        ),
-    },
-    "from scratch, then": {"demon-pruning-shrink": NUMBERS_BY_WEIGHT, "plasticity-injection": "adds to them"},
-}
-"""By strategy, which plugins are refused, and words of the reason."""
-
-AT_THE_START = {("GDumb", "shrink-perturb-interpolate"), ("from scratch, then", "shrink-perturb-interpolate")}
-"""Whose weights are where the plugin would pull them."""
-
-TASKS = {"PackNet"}  # need task labels
-UNREADY = {"iCaRL"}  # cannot be evaluated before the first experience
 
 
 def strategy_with(name, plugins, **settings):
@@ -139,128 +44,6 @@ def pairs():
             if plugin not in REFUSED.get(strategy, ()) and (every or (number + place) % 3 == 0):
                 found.append((strategy, plugin))
     return found
-
-
-# --- what is looked at while a strategy trains ---------------------------------------------------------------------
-
-
-class SameRandomness(SupervisedPlugin):
-    """Gives back the random state that an evaluation has taken: its data loaders draw a number each."""
-
-    def before_eval(self, strategy, **kwargs):
-        self.states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-    def after_eval(self, strategy, **kwargs):
-        torch.set_rng_state(self.states[0])
-        random.setstate(self.states[1])
-        np.random.set_state(self.states[2])
-
-
-class OwnPasses:
-    """Counts passes of the model by `strategy.forward` in training, and which watched passes were others."""
-
-    def __init__(self, monkeypatch):
-        self.inside = self.probing = False
-        self.own = self.watched = 0
-        self.others = []
-        patch = monkeypatch.setattr
-        enter, run = Activity._enter_forward, Probe._run
-
-        def entered(activity, module, *args):
-            enter(activity, module, *args)
-            if activity._pass.modules and self.inside:  # it does not look away
-                self.watched += 1
-            elif activity._pass.modules and not self.probing:
-                self.others.append(module)
-
-        def ran(probe, model):
-            self.probing = True
-            try:
-                return run(probe, model)
-            finally:
-                self.probing = False
-
-        patch(Activity, "_enter_forward", entered)
-        patch(Probe, "_run", ran)
-        self.patch = patch
-
-    def of(self, strategy):
-        kind = type(strategy)
-        forward = kind.forward
-
-        def counted(this):
-            self.inside = this.is_training
-            self.own += this.is_training
-            try:
-                return forward(this)
-            finally:
-                self.inside = False
-
-        self.patch(kind, "forward", counted)
-        return strategy
-
-
-class Holds(SupervisedPlugin):
-    """Stands last, and looks whether what plugins promise is true whatever the strategy does."""
-
-    def __init__(self, plugin):
-        super().__init__()
-        self.plugin, self.inputs, self.looked = plugin, [], 0
-        self.head = self.teacher = None
-
-    def before_forward(self, strategy, **kwargs):
-        for removed in removed_by(strategy):
-            assert not removed.disturbed(strategy.model)
-            self.looked += 1
-
-    before_eval_forward = before_forward
-
-    def after_forward(self, strategy, **kwargs):
-        self.inputs.append(strategy.mb_x)
-
-    def before_update(self, strategy, **kwargs):
-        alone = getattr(self.plugin, "_stage", None) is not None
-        self.head = [value.clone() for value in strategy.model.parameters()][-2:] if alone else None
-
-    def after_update(self, strategy, **kwargs):
-        assert all(bool(torch.isfinite(value).all()) for value in strategy.model.parameters())
-        if self.head is not None:  # other units learn alone
-            last = list(strategy.model.parameters())[-2:]
-            assert all(torch.equal(before, now) for before, now in zip(self.head, last, strict=True))
-            self.looked += 1
-
-    def before_training_exp(self, strategy, **kwargs):
-        self._look_at_teacher(strategy)
-
-    def after_training_exp(self, strategy, **kwargs):
-        self._look_at_teacher(strategy)
-        teacher = self._teacher(strategy)
-        self.teacher = None if teacher is None else (teacher, [v.clone() for v in teacher.state_dict().values()])
-
-    def _teacher(self, strategy):
-        for plugin in strategy.plugins:
-            if isinstance(plugin, LFLPlugin):
-                return plugin.prev_model
-            if isinstance(plugin, LwFPlugin):
-                return plugin.lwf.prev_model
-        return None
-
-    def _look_at_teacher(self, strategy):
-        if self.teacher is not None and self._teacher(strategy) is self.teacher[0]:
-            now = self.teacher[0].state_dict().values()
-            assert all(torch.equal(one, other) for one, other in zip(self.teacher[1], now, strict=True))
-            assert not left_hooks(self.teacher[0])
-
-
-def left_hooks(model):
-    """The hooks that are on a model, but for those of plasticity injection."""
-    heads = [part for module in model.modules() if isinstance(module, Injection) for part in module._head]
-    return [
-        hook
-        for module in model.modules()
-        if module not in heads
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
 
 
 def run(strategy, name, evaluate, kind=None, **settings):
@@ -341,6 +124,30 @@ def test_every_plugin_lives_with_every_strategy(name, plugin, monkeypatch):
 def test_a_plugin_that_does_nothing_leaves_a_strategy_bit_identical(name, plugin):
     without = run(made(name, []), name, False)
     assert same(run(made(name, [IDLE[plugin]()]), name, False), without)
+
+
+TAMPERING = "Replay", "GEM", "A-GEM", "DER", "LwF", "Cumulative", "ER-ACE"
+
+
+class Push(SupervisedPlugin):
+    """Moves all weights a little after each experience, the same way every time."""
+
+    def after_training_exp(self, strategy, **kwargs):
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in strategy.model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_an_excluded_layer_is_left_alone_whatever_the_strategy_does(plugin):
+    """The learning rate is 0, so that none but the plugin moves weights, and one who pushes them."""
+    name = TAMPERING[list(PLUGINS).index(plugin) % len(TAMPERING)]
+    without = run(made(name, [Push()], lr=0.0), name, False)["features.0.weight"]
+    for excluded in "features.0", None:
+        one = PLUGINS[plugin](exclude=excluded)
+        found = run(made(name, [Push(), one], lr=0.0), name, False)["features.0.weight"]
+        assert torch.equal(found, without) == (excluded is not None or plugin in NOT_FIRST)
 
 
 @pytest.mark.parametrize(("name", "plugin"), [(name, plugin) for name in REFUSED for plugin in sorted(REFUSED[name])])

@@ -4,8 +4,8 @@ import multiprocessing
 
 import pytest
 import torch
+from avalanche_plugins import PLUGINS
 from distributed_work import WORLD, lost, plain_loop, session, trained
-from test_avalanche_strategies import PLUGINS
 
 from plasticity import distributed
 from plasticity.unit_statistics import UnitStatistics
