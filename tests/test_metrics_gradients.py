@@ -6,13 +6,16 @@ import warnings
 
 import pytest
 import torch
+from avalanche.evaluation.metric_definitions import PluginMetric
+from avalanche.evaluation.metric_results import MetricValue
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EWCPlugin, GEMPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
 from metric_cases import CLASSES, WIDTH, Growing, emitted, hooks, learn, mlp, naive, stream
 from torch import nn
 
 from plasticity import UserError
 from plasticity.loading import TensorLoaderPlugin
-from plasticity.loading.callbacks import EVENTS, acts
+from plasticity.loading.callbacks import EVENTS, acts, quiet
 from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
 
@@ -126,6 +129,13 @@ def test_what_cannot_be_read_is_said():
         naive(network(True, True), plasticity_metrics(epoch=True, **ALONE)).train(stream().train_stream[0])
 
 
+class Still(BaseLogger):
+    """A logger that keeps nothing, and does nothing where there is nothing to log."""
+
+    def log_single_metric(self, name, value, x_plot):
+        pass
+
+
 SETTINGS = [
     {"epoch": True},
     {"epoch": True, "every": 2},
@@ -143,7 +153,7 @@ def test_it_is_idle_only_where_nothing_would_be_done(settings):
     """A loop that passes over idle events finds what Avalanche's own finds, which calls at every event."""
     results = []
     for plugins in ([], [TensorLoaderPlugin()]):
-        strategy = naive(mlp(), plasticity_metrics(**settings), plugins=plugins)
+        strategy = naive(mlp(), plasticity_metrics(**settings), plugins=plugins, loggers=[Still()])
         torch.manual_seed(0)
         for experience in stream().train_stream:
             strategy.train(experience, shuffle=False)
@@ -156,3 +166,36 @@ def test_a_watch_that_reports_epochs_is_called_twice_an_iteration_and_gradients_
         {event for event in EVENTS if acts(plasticity_metrics(epoch=True, **more)[0], event)} for more in ({}, ALONE)
     ]
     assert acting == [{"before_forward", "after_forward"}, {"before_update"}]
+
+
+class Emits(PluginMetric):
+    """A metric that is no part of this library, with a value for each forward pass."""
+
+    def result(self):
+        return None
+
+    def reset(self):
+        pass
+
+    def after_forward(self, strategy):
+        return [MetricValue(self, "Passes", float(len(strategy.mb_x)), strategy.clock.train_iterations)]
+
+
+def test_the_evaluator_calls_where_another_metric_emits_and_when_it_is_switched_off_nobody_does():
+    def metrics():
+        return plasticity_metrics(epoch=True, measures=["DeadUnits", "NotLearningUnits"])
+
+    told = {event: quiet(naive(mlp(), metrics(), loggers=[Still()]).evaluator, event) for event in EVENTS}
+    assert {event for event, found in told.items() if found} == {"before_forward", "after_forward", "before_update"}
+    told = {event: quiet(naive(mlp(), [*metrics(), Emits()], loggers=[Still()]).evaluator, event) for event in EVENTS}
+    assert {event for event, found in told.items() if found is None} == {"after_forward"}
+    results = []
+    for plugins in ([], [TensorLoaderPlugin()]):
+        strategy = naive(mlp(), [*metrics(), Emits()], plugins=plugins, loggers=[Still()])
+        torch.manual_seed(0)
+        strategy.train(stream().train_stream[0], shuffle=False)
+        strategy.evaluator.active = False
+        strategy.train(stream().train_stream[1], shuffle=False)
+        results.append(emitted(strategy))
+        assert len(results[-1]["Passes"][1]) == 6
+    assert results[0] == results[1]

@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.streams import make_stream
 from plasticity.loading import TensorLoaderPlugin
-from plasticity.loading.callbacks import EVENTS, acts, forwards
+from plasticity.loading.callbacks import EVENTS, acts, quiet
 from plasticity.loading.epoch import takes_quick_epoch
 from plasticity.plugins import ReDoPlugin
 
@@ -347,7 +347,7 @@ class Counting(BaseLogger):
 
 def test_evaluators_are_called_where_they_have_somebody_to_tell():
     def told(evaluator):
-        return [event for event in EVENTS if forwards(evaluator, event)]
+        return [event for event in EVENTS if quiet(evaluator, event) != []]
 
     assert told(EvaluationPlugin(loggers=[])) == []
     assert told(EvaluationPlugin(Every(), loggers=[])) == ["after_forward", "before_update"]

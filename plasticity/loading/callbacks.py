@@ -48,23 +48,35 @@ def acts(listener: Any, event: str) -> bool:
     return method is not None and getattr(method, "__func__", None) not in _IDLE[event]
 
 
-def forwards(evaluator: EvaluationPlugin, event: str) -> bool:
-    """Say whether an evaluator has to be told of an event even if it has no value to log.
+def quiet(evaluator: EvaluationPlugin, event: str) -> list[Any] | None:
+    """Return the metrics that an evaluator tells of an event, if they can as well be told without it.
+
+    An evaluator copies the experience each time. A metric that has nothing to emit at an event, and does not ask for
+    the experience, says so in an attribute `quiet_at`.
 
     Args:
-        evaluator: The evaluator, which hands events on to its metrics and loggers.
+        evaluator: The evaluator.
         event: One of `EVENTS`.
+
+    Returns:
+        Those that act, perhaps none; None if it has to be the evaluator, which has a way of its own, or a logger or
+        another metric that acts at the event.
     """
+    if _has_own_way(evaluator, event) or any(acts(logger, event) for logger in evaluator.loggers):
+        return None
+    told = [metric for metric in evaluator.metrics if acts(metric, event)]
+    return told if all(event in getattr(metric, "quiet_at", ()) for metric in told) else None
+
+
+def _has_own_way(evaluator: EvaluationPlugin, event: str) -> bool:
+    """Say whether an evaluator, or a logger of it, may do more at an event than to hand it on."""
     kind = type(evaluator)
     own = any(
         getattr(kind, name) is not getattr(EvaluationPlugin, name)
         for name in ("__getattribute__", "_update_metrics_and_loggers", "publish_metric_value")
     )
-    if own or hasattr(kind, event) or event in vars(evaluator):
-        return True
-    told = (*evaluator.metrics, *evaluator.loggers)
     plain = all(getattr(type(logger), "log_metrics", None) is BaseLogger.log_metrics for logger in evaluator.loggers)
-    return not plain or any(acts(listener, event) for listener in told)
+    return own or hasattr(kind, event) or event in vars(evaluator) or not plain
 
 
 class Callbacks:
@@ -95,12 +107,15 @@ class Callbacks:
             getattr(self.strategy, f"_{event}")(**kwargs)
             return
         plugins = self.strategy.plugins
-        for place, plugin, waiting in self._acting[event]:
-            if waiting is None or waiting["_metric_values"]:
+        for place, plugin, state, metrics in self._acting[event]:
+            if state is None or state["_metric_values"]:
                 getattr(plugin, event)(self.strategy, **kwargs)
-                if plugins != self._plugins:
-                    self._rest(plugins, place + 1, event, kwargs)
-                    break
+            else:
+                for metric in metrics if state["_active"] else ():
+                    getattr(metric, event)(self.strategy)
+            if plugins != self._plugins:
+                self._rest(plugins, place + 1, event, kwargs)
+                break
 
     def _rest(self, plugins: list[Any], place: int, event: str, kwargs: dict[str, Any]) -> None:
         """Go on with a list that has changed under way, as a loop over it would."""
@@ -124,18 +139,19 @@ class Callbacks:
             or f"_{event}" in vars(strategy)
         }
 
-    def _acting_at(self, event: str) -> list[tuple[int, Any, dict[str, Any] | None]]:
+    def _acting_at(self, event: str) -> list[tuple[int, Any, dict[str, Any] | None, list[Any]]]:
         """Those to call, in order, with their places among the plugins.
 
-        An evaluator with nobody to tell has only to be called if somebody has published a value, which it then gives to
-        its loggers: it stands there with its attributes.
+        An evaluator with nobody to tell but metrics that can be told without it has only to be called if somebody has
+        published a value, which it then gives to its loggers: it stands there with its attributes and those metrics.
         """
-        found: list[tuple[int, Any, dict[str, Any] | None]] = []
+        found: list[tuple[int, Any, dict[str, Any] | None, list[Any]]] = []
         for place, plugin in enumerate(self._plugins):
             if isinstance(plugin, EvaluationPlugin):
-                found.append((place, plugin, None if forwards(plugin, event) else vars(plugin)))
+                metrics = quiet(plugin, event)
+                found.append((place, plugin, vars(plugin) if metrics is not None else None, metrics or []))
             elif acts(plugin, event):
-                found.append((place, plugin, None))
+                found.append((place, plugin, None, []))
         return found
 
     def _told_others(self) -> bool:

@@ -159,7 +159,10 @@ class PlasticityMetrics(PluginMetric[float]):
 
     Attributes:
         idle_at: Events of a training iteration at which there is nothing to do, so that nobody has to call.
+        quiet_at: Those at which nothing is emitted, and the experience is of no interest.
     """
+
+    quiet_at = frozenset({"before_forward", "after_forward", "before_update", "after_update"})
 
     def __init__(
         self,
