@@ -89,14 +89,14 @@ def naive(plugins, wrapped, metrics=(), network="fixed", wrap=True):
     return strategy
 
 
-def trained(plugin, wrapped):
-    """Train beside a plugin on three experiences, in order; returns weights, reports and metrics."""
+def trained(plugin, wrapped, *others):
+    """Train beside a plugin, and others, on three experiences, in order; returns weights, reports and metrics."""
     from avalanche_strategies import stream
 
     from plasticity.metrics import plasticity_metrics
 
     metrics = plasticity_metrics(epoch=True, measures=["DeadUnits", "DormantUnits", "EffectiveRank"])
-    strategy = naive([plugin], wrapped, metrics)
+    strategy = naive([plugin, *others], wrapped, metrics)
     for experience in stream().train_stream:
         strategy.train(experience, shuffle=False)
     network = strategy.model.module if wrapped else strategy.model
@@ -162,13 +162,17 @@ def refusals(rank):
 
 def session(rank, folder):
     """All checks with two processes that live, in one go."""
-    from avalanche_plugins import PLUGINS  # Avalanche makes a logger as it is imported, in one process only
+    # These import Avalanche, which makes a logger then, and there may be one in the first process only.
+    from avalanche_plugins import PLUGINS
+
+    from plasticity.loading import TensorLoaderPlugin
 
     join(rank, folder / "session")
     results = {"plain": plain_loop(rank), "normalised": normalised(rank), "refused": refusals(rank), "plugins": {}}
     for name in PLUGINS:
         if name != "demon-pruning-shrink":
             results["plugins"][name] = trained(PLUGINS[name](), True)
+    results["quick"] = trained(PLUGINS["redo"](), True, TensorLoaderPlugin())
     torch.save(results, folder / f"session-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -7,7 +7,8 @@ import torch
 from avalanche_plugins import PLUGINS
 from distributed_work import WORLD, lost, plain_loop, session, trained
 
-from plasticity import distributed
+from plasticity import distributed, plugins
+from plasticity.loading import TensorLoaderPlugin
 from plasticity.unit_statistics import UnitStatistics
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -77,6 +78,13 @@ def test_every_plugin_does_as_in_one_process(name, ranks):
     assert equal(first["weights"], second["weights"]) and equal(first["history"], second["history"])
     assert equal(first["metrics"], second["metrics"])
     close(first, trained(PLUGINS[name](), False))
+
+
+def test_every_plugin_says_that_it_works_in_several_processes(ranks):
+    kinds = [getattr(plugins, name) for name in plugins.__all__]
+    assert all(kind.supports_distributed for kind in (*kinds, TensorLoaderPlugin))
+    for results in ranks:
+        assert equal(results["quick"], results["plugins"]["redo"])
 
 
 def test_units_are_judged_by_the_same_batch_statistics(ranks):

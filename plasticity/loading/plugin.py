@@ -13,7 +13,7 @@ from plasticity.loading.loader import ROOM, TensorLoader
 from plasticity.rows import NotTensorsError
 
 
-class TensorLoaderPlugin(SupervisedPlugin[Any], supports_distributed=False):
+class TensorLoaderPlugin(SupervisedPlugin[Any], supports_distributed=True):
     """Lets a strategy train quickly: its data are kept as tensors on its device, and callbacks that are empty left out.
 
         strategy = Naive(..., plugins=[TensorLoaderPlugin()])
