@@ -66,7 +66,13 @@ RENEW = {"redo", "continual-backprop", "self-normalized-resets", "gradient-dorma
 NUMBERS_BY_WEIGHT = "changes the shapes of weights"
 REFUSED = {
     **{name: {"demon-pruning-shrink": NUMBERS_BY_WEIGHT} for name in ("EWC", "SI", "MAS")},
-    "iCaRL": dict.fromkeys(("demon-pruning-shrink", "plasticity-injection"), "means of features"),
+    **{
+        name: {
+            **dict.fromkeys(("demon-pruning-shrink", "plasticity-injection"), "means of features"),
+            "dash": "needs that of outputs and labels alone",
+        }
+        for name in ("iCaRL", "SCR")
+    },
     "LFL": {
         "demon-pruning-shrink": "which has more units",
         **dict.fromkeys((*RENEW, "plasticity-injection"), "freezes the last layer"),
@@ -99,4 +105,4 @@ NOT_FIRST = {"hyper-hypo", "hyper-hypo-random", "plasticity-injection", "l2", "l
 """Which never write to the first layer themselves: they act by gradients, or behind it."""
 
 TASKS = {"PackNet"}  # need task labels
-UNREADY = {"iCaRL"}  # cannot be evaluated before the first experience
+UNREADY = {"iCaRL", "SCR"}  # cannot be evaluated before the first experience

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from avalanche.benchmarks import nc_benchmark, ni_benchmark, split_online_stream
-from avalanche.models import BaseModel, IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.models import BaseModel, IncrementalClassifier, MultiHeadClassifier, MultiTaskModule, SCRModel
 from avalanche.models.packnet import PackNetModel, PackNetPlugin
 from avalanche.training import supervised
 from avalanche.training.plugins import EvaluationPlugin
@@ -90,6 +90,7 @@ STRATEGIES = {
     "GDumb": (supervised.GDumb, {"mem_size": 12, **CRITERION}),
     "FromScratch": (supervised.FromScratchTraining, CRITERION),
     "OnlineNaive": (OnlineNaive, CRITERION),
+    "SCR": (supervised.SCR, {"augmentations": nn.Identity(), "mem_size": 12, "batch_size_mem": 4}),
     "ER-ACE": (supervised.ER_ACE, {"mem_size": 12, "batch_size_mem": 4}),
 }
 
@@ -122,6 +123,8 @@ def build(name, plugins, network=None, lr=0.05, **settings):
     given = {"model": model}
     if name == "iCaRL":
         given = {"feature_extractor": model.features, "classifier": model.classifier}
+    elif name == "SCR":
+        given = {"model": SCRModel(model.features, nn.Linear(HIDDEN[1], 4))}
     elif name == "CWR*":
         arguments = {**arguments, "cwr_layer_name": "classifier"}
     with warnings.catch_warnings():

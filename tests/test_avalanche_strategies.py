@@ -25,6 +25,7 @@ from torch import nn
 from plasticity import plugins as library
 from plasticity.errors import UserError
 from plasticity.metrics import plasticity_metrics
+from plasticity.plugins.beside import ACTS, CONFLICTS, acts_of
 from plasticity.plugins.removed import removed_by
 
 
@@ -77,6 +78,9 @@ def test_every_plugin_and_strategy_is_here():
     kinds = {type(make()) for make in PLUGINS.values()}
     public = {getattr(library, name) for name in library.__all__} - {library.TreatmentPlugin}
     assert kinds == public
+    done = [acts_of(make()) for make in PLUGINS.values()]
+    assert all(acts and acts <= ACTS for acts in done)
+    assert all(conflict.acts <= ACTS for conflict in CONFLICTS)
     for name in (*STRATEGIES, "from scratch, then"):
         assert name in {strategy for strategy, _ in pairs()} or set(REFUSED[name]) == set(PLUGINS)
 

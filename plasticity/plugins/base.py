@@ -10,7 +10,7 @@ import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.evaluation.metric_definitions import Metric
 from avalanche.evaluation.metric_results import MetricValue
-from avalanche.models import TrainEvalModel
+from avalanche.models import SCRModel, TrainEvalModel
 from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.utils import _at_task_boundary
@@ -31,7 +31,7 @@ from plasticity.units import find_units
 
 Every = str | int
 
-HEAD_BY_MODE.add(TrainEvalModel)  # iCaRL's
+HEAD_BY_MODE.update({TrainEvalModel, SCRModel})  # of iCaRL and supervised contrastive replay
 
 
 class _Source(Metric[float]):

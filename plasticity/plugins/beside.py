@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from avalanche.distributed import DistributedHelper
 from avalanche.models.packnet import PackNetPlugin
 from avalanche.training.plugins import CWRStarPlugin, FromScratchTrainingPlugin, GDumbPlugin, LFLPlugin
-from avalanche.training.supervised import JointTraining
+from avalanche.training.supervised import SCR, JointTraining
 from avalanche.training.supervised.icarl import _ICaRLPlugin
 from avalanche.training.templates import SupervisedMetaLearningTemplate
 from torch import nn
@@ -21,13 +21,14 @@ from torch import nn
 from plasticity.distributed import group_of
 from plasticity.errors import UserError
 
-ACTS = frozenset("between penalises moves remembers renews removes shrinks rebuilds alone labels".split())
+ACTS = frozenset("between penalises moves remembers renews removes shrinks rebuilds alone labels losses".split())
 """What a plugin can do.
 
 "between": it acts before an experience. "penalises": it adds to gradients. "moves": it writes weights. "remembers": it
 keeps values of weights from the beginning of an experience. "renews": it makes units new. "removes": it keeps
 connections or units removed. "shrinks": it changes shapes of weights. "rebuilds": it adds modules to the network.
 "alone": for a while it lets only some weights learn. "labels": it chooses samples of each mini-batch to learn from.
+"losses": it computes losses itself.
 """
 
 
@@ -141,6 +142,24 @@ CONFLICTS: tuple[Conflict, ...] = (
         _has(_ICaRLPlugin),
         frozenset({"rebuilds", "shrinks"}),
         "iCaRL classifies by means of features, and {plugin} changes what the features are",
+    ),
+    Conflict(
+        "SCR",
+        _is(SCR),
+        frozenset({"rebuilds", "shrinks"}),
+        "SCR classifies by means of features, and {plugin} changes what the features are",
+    ),
+    Conflict(
+        "iCaRL",
+        _has(_ICaRLPlugin),
+        frozenset({"losses", "labels"}),
+        "iCaRL's loss depends on the mini-batch before it, and {plugin} needs that of outputs and labels alone",
+    ),
+    Conflict(
+        "SCR",
+        _is(SCR),
+        frozenset({"losses", "labels"}),
+        "SCR's loss compares views of a sample, and {plugin} needs that of outputs and labels alone",
     ),
 )
 

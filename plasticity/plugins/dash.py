@@ -49,6 +49,7 @@ class DASHPlugin(WholeWeightPlugin):
     """
 
     method = "dash"
+    acts = ("moves", "losses")
 
     def __init__(
         self,
