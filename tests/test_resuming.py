@@ -1,6 +1,7 @@
 """A run that was interrupted ends with the numbers of one that was not, whatever its strategy."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from strategy_runs import COUNTS, acting
 
 import plasticity.plugins
 from benchmarks.models import build_model
+from benchmarks.record import Record
 from benchmarks.resuming.keeping import Keeping
 from benchmarks.resuming.plain import from_bytes, to_bytes
 from benchmarks.training import train
@@ -92,6 +94,22 @@ def test_loaders_that_draw_in_the_middle_of_an_epoch(tmp_path):
     (found, *_) = Stopping(within, []).found()
     assert len(from_bytes(found.parts[1])["draws"]) > 3  # else nothing of this is tested
     require_same(undisturbed, interrupted(run, tmp_path / "interrupted", within=(2, 20), after=3))
+
+
+def test_a_record_is_saved_number_by_number():
+    record, chance = Record(untrained=[None, 0.1, 1 / 3, 0.3]), random.Random(0)
+    for index in range(4):
+        other = Record()
+        other.load_state_dict(from_bytes(to_bytes(record.state_dict())))
+        assert other == record
+        if index == 2:
+            record = other  # goes on as well
+        row = [chance.random() if column <= index and column != 1 else None for column in range(4)]
+        record.matrix.append(row)
+        record.units.append({"experience": index, "layers": {"a": {"size": 3, "dead": 1 / 3}}, "effective_rank": None})
+        record.online.append(chance.random())
+        record.before_learning.append(None)
+    assert [len(row) for row in record.matrix] == [4] * 4
 
 
 def test_what_is_measured_if_asked_for_goes_on(tmp_path):

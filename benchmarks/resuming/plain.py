@@ -60,6 +60,8 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {plain(key, f"a key of {where}"): plain(each, f"{where}[{key!r}]") for key, each in value.items()}
     if isinstance(value, list | tuple | set):
+        if all(type(each) in _NUMBERS for each in value) and type(value) in (list, tuple, set):
+            return value
         parts = [plain(each, f"{where}[{number}]") for number, each in enumerate(value)]
         return parts if isinstance(value, list) else tuple(parts) if isinstance(value, tuple) else set(parts)
     raise NotPlainError(f"{where} is a {type(value).__name__}")
