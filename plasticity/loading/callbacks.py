@@ -83,8 +83,8 @@ class Callbacks:
     """Calls a strategy's plugins at the events of a training iteration, as Avalanche does, but not for nothing.
 
     Who acts is worked out at the start, again as soon as plugins are added or taken away, and again before an iteration
-    if metrics or loggers were. A plugin that has Avalanche's empty method for an event, and gets
-    another one as an attribute in the middle of an epoch, is called from the next epoch on.
+    if metrics or loggers were. A plugin that has Avalanche's empty method for an event, and gets another one as an
+    attribute in the middle of an epoch, is called from the next epoch on.
 
     Args:
         strategy: The strategy.
@@ -101,18 +101,20 @@ class Callbacks:
             event: One of `EVENTS`.
             kwargs: What the strategy hands on to its plugins.
         """
-        if self.strategy.plugins != self._plugins or (event == EVENTS[0] and self._told_others()):
+        plugins = self.strategy.plugins
+        if plugins != self._plugins or (event == EVENTS[0] and self._told_others()):
             self._look()
-        if event in self._own:
+        if self._own and event in self._own:
             getattr(self.strategy, f"_{event}")(**kwargs)
             return
-        plugins = self.strategy.plugins
         for place, plugin, state, metrics in self._acting[event]:
             if state is None or state["_metric_values"]:
                 getattr(plugin, event)(self.strategy, **kwargs)
-            else:
-                for metric in metrics if state["_active"] else ():
+            elif metrics and state["_active"]:
+                for metric in metrics:
                     getattr(metric, event)(self.strategy)
+            else:
+                continue
             if plugins != self._plugins:
                 self._rest(plugins, place + 1, event, kwargs)
                 break
@@ -156,7 +158,7 @@ class Callbacks:
 
     def _told_others(self) -> bool:
         """Say whether evaluators have other metrics or loggers than before."""
-        return any(
-            state["metrics"] != metrics or len(state["loggers"]) != len(loggers)
-            for state, metrics, loggers in self._told
-        )
+        for state, metrics, loggers in self._told:
+            if state["metrics"] != metrics or len(state["loggers"]) != len(loggers):
+                return True
+        return False
