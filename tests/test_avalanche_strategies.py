@@ -87,7 +87,7 @@ def test_every_plugin_and_strategy_is_here():
 
 def test_the_documentation_lists_what_is_refused():
     page = (Path(__file__).parents[1] / "docs" / "avalanche.md").read_text(encoding="utf-8")
-    table = page.split("<!-- table refused -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
+    table = page.split("<!-- refused -->")[1].split("<!-- end -->")[0].strip().splitlines()[2:]
     found = {}
     for row in table:
         names, refused, _ = (cell.strip() for cell in row.strip("|").split("|"))
