@@ -1,7 +1,5 @@
 """When a run is saved, what of it, and how it goes on from there."""
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +14,7 @@ from benchmarks.record import Record
 from benchmarks.resuming.buffers import BufferIndex
 from benchmarks.resuming.files import CheckpointFiles, Found
 from benchmarks.resuming.loop import Draws, KeptNaive
+from benchmarks.resuming.marks import ChangedError, Marks
 from benchmarks.resuming.plain import NotPlainError, UnreadableError, from_bytes, to_bytes
 from benchmarks.resuming.plugins import NoStateError, load_plugin_states, plugin_states, whole_within
 from benchmarks.resuming.randomness import load_random_state, random_state
@@ -69,7 +68,7 @@ class Keeping:
         self.tell = tell
         self._parts: Parts | None = None
         self._buffers: BufferIndex | None = None
-        self._marks = _Marks()
+        self._marks = Marks()
         self._on = False
         self._tried = False
         self._within = False
@@ -197,8 +196,14 @@ class Keeping:
     def save(self, epoch: int, done: int, draws: Draws) -> None:
         """Save within an experience."""
         with self._charge.stopwatch.paused():
-            state = {"epoch": epoch, "done": done, "draws": draws, "state": self._state(self._place)}
-            self._write(to_bytes(state))
+            try:
+                state = {"epoch": epoch, "done": done, "draws": draws, "state": self._state(self._place)}
+                content = to_bytes(state)
+            except (NoStateError, NotPlainError, UserError) as error:
+                self._within = False
+                self.tell(f"{error}: from now on the run is saved only after experiences")
+                return
+            self._write(content)
 
     def _is_time(self) -> bool:
         return self._on and self.minutes > 0 and time.monotonic() - self._saved >= 60 * self.minutes
@@ -214,7 +219,7 @@ class Keeping:
         self._parts = parts
         self._buffers = BufferIndex(parts.experiences)
         self._within = whole_within(parts.plugins)
-        self._marks = _Marks()
+        self._marks = Marks()
         parts.strategy.keeper = self
 
     def _state(self, place: tuple[int, int]) -> dict[str, Any]:
@@ -258,43 +263,7 @@ def _explaining() -> Iterator[None]:
     """Say of whatever goes wrong in loading that a checkpoint cannot be used."""
     try:
         yield
-    except (UserError, NoStateError, UnreadableError, OSError) as error:
+    except (UserError, NoStateError, UnreadableError, ChangedError, OSError) as error:
         raise CannotResumeError(str(error)) from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CannotResumeError(f"{type(error).__name__}: {error}") from error
-
-
-class _Marks:
-    """Places in a file that is only added to, with a checksum of what is before them."""
-
-    def __init__(self) -> None:
-        self._length = 0
-        self._checksum = hashlib.sha256()
-
-    def mark(self, path: Path) -> dict[str, Any]:
-        """Return the place at the end of a file, now that everything was written to it."""
-        with path.open("rb") as file:
-            file.seek(self._length)
-            while piece := file.read(2**20):
-                self._checksum.update(piece)
-                self._length += len(piece)
-        return {"length": self._length, "sha256": self._checksum.hexdigest()}
-
-    def go_back(self, path: Path, mark: dict[str, Any]) -> None:
-        """Cut a file off at a place.
-
-        Raises:
-            CannotResumeError: If what is before it is not what it was.
-        """
-        self._length, self._checksum = 0, hashlib.sha256()
-        try:
-            with path.open("rb+") as file:
-                while self._length < mark["length"] and (piece := file.read(min(2**20, mark["length"] - self._length))):
-                    self._checksum.update(piece)
-                    self._length += len(piece)
-                if self._length != mark["length"] or self._checksum.hexdigest() != mark["sha256"]:
-                    raise CannotResumeError(f"{path.name} has changed since")
-                file.truncate(self._length)
-                os.fsync(file.fileno())
-        except FileNotFoundError:
-            raise CannotResumeError(f"{path.name} is missing") from None

@@ -42,7 +42,7 @@ def load_plugin_states(plugins: Sequence[Any], states: Sequence[dict[str, Any]],
         state = saved["state"]
         if type(plugin) is ReplayPlugin:
             buffers.load(plugin.storage_policy, state)
-        elif hasattr(plugin, "load_state_dict"):
+        elif _has_state_dict(plugin):
             plugin.load_state_dict(state)
         else:
             vars(plugin).update(state)
@@ -53,7 +53,7 @@ def whole_within(plugins: Sequence[Any]) -> bool:
 
     Those of this project are, and plain attributes; of others it is known only of their `state_dict` after experiences.
     """
-    return all(_is_ours(type(p)) or type(p) is ReplayPlugin or not hasattr(p, "state_dict") for p in plugins)
+    return all(_is_ours(type(p)) or type(p) is ReplayPlugin or not _has_state_dict(p) for p in plugins)
 
 
 def _state(plugin: Any, buffers: BufferIndex, experiences: int) -> Any:
@@ -61,7 +61,7 @@ def _state(plugin: Any, buffers: BufferIndex, experiences: int) -> Any:
     try:
         if type(plugin) is ReplayPlugin:
             return buffers.state_of(plugin.storage_policy, experiences)
-        if hasattr(plugin, "state_dict") and hasattr(plugin, "load_state_dict"):
+        if _has_state_dict(plugin):
             if not _speaks_for_itself(type(plugin)):
                 raise NoStateError(
                     f"{name} inherits state_dict and load_state_dict; give it its own, even if they add nothing"
@@ -77,6 +77,10 @@ def _speaks_for_itself(kind: type) -> bool:
     others = [each for each in kind.__mro__ if not _is_ours(each) and each.__module__.split(".")[0] != "avalanche"]
     own = [each for each in others if each is not object and each.__module__ not in ("typing", "abc")]
     return not own or any("state_dict" in vars(each) and "load_state_dict" in vars(each) for each in own)
+
+
+def _has_state_dict(plugin: Any) -> bool:
+    return hasattr(plugin, "state_dict") and hasattr(plugin, "load_state_dict")
 
 
 def _is_ours(kind: type) -> bool:
