@@ -1,4 +1,4 @@
-"""Running statistics of the units of one group: counts in int64, sums in float64."""
+"""Running statistics of the units of one group: counts in int64, sums over calls in float64."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from plasticity.tracing.functions import NON_NEGATIVE
 PART = 2**17
 """How many activations a CPU takes at a time: so many stay in its cache until all their sums are made."""
 
-_COUNTED_IN = (torch.float32, torch.float64)
-"""Data types in which ones can be added up exactly, and fast."""
+TOGETHER = 32
+"""The sums of so many calls are kept until they are added up together."""
+
+_QUICK = (torch.float32, torch.float64)
+"""Data types in which a CPU adds up one call's activations fast, and ones exactly; calls are added up in float64."""
 
 
 @dataclass(frozen=True)
@@ -58,50 +61,50 @@ class Sums:
         self.signed = group.site is None or group.activation not in NON_NEGATIVE
         self.unit_of = group.site.unit_of if group.site is not None else None
         self.count = 0
-        self.fired: Tensor | None = None
-        self.totals: list[Tensor] = []  # of activations, and of magnitudes where those are not the same
-        self._new: tuple[Tensor, list[Tensor]] | None = None
+        # Of how often units fired, of activations, and of magnitudes where those are not the same:
+        self._sums: list[Tensor] = []
+        self._new: list[list[Tensor]] = []  # as many, of calls that are not added up yet
         self._others: tuple[int, ...] = ()
         self._shape: torch.Size | None = None
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether something was added that `settle` has to take in."""
-        return self._new is not None
-
     def add(self, activations: Tensor) -> None:
-        """Sum up the activations of one call; `settle` takes the sums in."""
-        if self._new is not None:
-            settle([self])
+        """Sum up the activations of one call."""
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                self._new = self._of(activations.detach())
+                self._add(activations.detach())
         else:
-            self._new = self._of(activations.detach())
+            self._add(activations.detach())
         self.count += activations.numel() // self.group.size
 
-    def _of(self, h: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if h.device.type != "cpu" or h.numel() <= PART or self.dim is None or h.dim() + self.dim < 1:
-            return self._of_part(h)
-        parts = h.split(max(1, PART * len(h) // h.numel()))
-        fired, totals = self._of_part(parts[0])
-        for part in parts[1:]:
-            more, news = self._of_part(part)
-            fired += more
-            for total, new in zip(totals, news, strict=True):
-                total += new
-        return fired, totals
+    def _add(self, h: Tensor) -> None:
+        cut = h.device.type == "cpu" and h.numel() > PART and self.dim is not None and h.dim() + self.dim >= 1
+        for part in h.split(max(1, PART * len(h) // h.numel())) if cut else (h,):
+            self._new.append(self._of(part))
+        if len(self._new) >= TOGETHER:
+            self._settle()
 
-    def _of_part(self, h: Tensor) -> tuple[Tensor, list[Tensor]]:
-        dtype = sum_type(h.device)
-        totals = (
-            [self._per_unit(h, dtype), self._per_unit(h.abs(), dtype)] if self.signed else [self._per_unit(h, dtype)]
-        )
-        if h.device.type != "cpu" or h.dtype not in _COUNTED_IN or h.numel() // self.group.size >= 2**24:
-            return self._per_unit(h > 0, torch.int64), totals
+    def _of(self, h: Tensor) -> list[Tensor]:
+        """Return the sums of one call, or of a part of it."""
+        if h.device.type != "cpu" or h.dtype not in _QUICK or h.numel() // self.group.size >= 2**24:
+            kept = sum_type(h.device)
+            fired = self._per_unit(h > 0, torch.int64)
+            return [fired, self._per_unit(h, kept), *([self._per_unit(h.abs(), kept)] if self.signed else [])]
         # A CPU compares and adds floating-point numbers several times faster than it counts booleans.
-        positive = torch.gt(h, 0, out=torch.empty_like(h))
-        return self._per_unit(positive, h.dtype).to(torch.int64), totals
+        work = torch.gt(h, 0, out=torch.empty_like(h))
+        found = [self._per_unit(work, h.dtype), self._per_unit(h, h.dtype)]
+        return [*found, self._per_unit(torch.abs(h, out=work), h.dtype)] if self.signed else found
+
+    def _settle(self) -> None:
+        """Add up what is new: of many calls at a time, which costs as much as of one."""
+        if not self._new:
+            return
+        new, self._new = self._new, []
+        for index, parts in enumerate(zip(*new, strict=True)):
+            total = _total(parts, torch.int64 if index == 0 else sum_type(parts[-1].device))
+            if index < len(self._sums):
+                self._sums[index] = self._sums[index].to(total.device) + total
+            else:
+                self._sums.append(total)
 
     def _per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         if values.shape != self._shape:
@@ -126,30 +129,20 @@ class Sums:
         self._shape = shape
 
     def statistics(self, device: torch.device) -> UnitStatistics:
-        """Return what was added and settled so far; where nothing was, on the given device."""
-        if self.fired is None:
+        """Return what was added so far; where nothing was, on the given device."""
+        with plainly():
+            self._settle()
+        if not self._sums:
             size = self.group.size
             nothing = torch.full((size,), float("nan"), dtype=sum_type(device), device=device)
             return UnitStatistics(torch.zeros(size, dtype=torch.int64, device=device), 0, nothing, nothing.clone())
-        return UnitStatistics(self.fired.clone(), self.count, self.totals[0] / self.count, self.totals[-1] / self.count)
+        fired, *totals = self._sums
+        return UnitStatistics(fired.clone(), self.count, totals[0] / self.count, totals[-1] / self.count)
 
 
-def settle(added: Sequence[Sums]) -> None:
-    """Take in what was added to several groups, by a few operations for all of them."""
-    counts: tuple[list[Tensor], list[Tensor]] = [], []
-    totals: tuple[list[Tensor], list[Tensor]] = [], []
-    for sums in added:
-        if sums._new is None:
-            continue
-        fired, news = sums._new
-        sums._new = None
-        if sums.fired is None:
-            sums.fired, sums.totals = fired, news
-            continue
-        counts[0].append(sums.fired)
-        counts[1].append(fired)
-        totals[0].extend(sums.totals)
-        totals[1].extend(news)
-    for into, new in (counts, totals):
-        if into:
-            torch._foreach_add_(into, new)
+def _total(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Add up tensors of one shape, in double precision or as whole numbers."""
+    if len({(part.dtype, part.device) for part in parts}) > 1:
+        parts = [part.to(parts[-1].device, dtype) for part in parts]
+    wide = torch.float64 if parts[0].is_floating_point() and dtype == torch.int64 else dtype
+    return torch.stack(list(parts)).sum(0, dtype=wide).to(dtype)

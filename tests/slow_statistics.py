@@ -30,8 +30,9 @@ class Slow:
             assert int(found.fired[unit]) == sum(1 for value in values[unit] if value > 0)
             mean = math.fsum(values[unit]) / found.count
             mean_abs = math.fsum(abs(value) for value in values[unit]) / found.count
-            assert float(found.mean[unit]) == pytest.approx(mean, rel=1e-12, abs=1e-14)
-            assert float(found.mean_abs[unit]) == pytest.approx(mean_abs, rel=1e-12, abs=1e-14)
+            # A CPU adds up one call's activations in their own precision.
+            assert float(found.mean[unit]) == pytest.approx(mean, rel=1e-12, abs=1e-6 * mean_abs + 1e-14)
+            assert float(found.mean_abs[unit]) == pytest.approx(mean_abs, rel=1e-6, abs=1e-14)
 
 
 def compare(model, batches, references):

@@ -28,7 +28,7 @@ from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
 
 UNITS = ["DeadUnits", "DormantUnits", "OverActiveUnits"]
-IN_TRAINING = ("GradientNorm", "SamplePlasticity")
+IN_TRAINING = ("GradientNorm", "NotLearningUnits", "SamplePlasticity")
 
 
 def run(strategy, benchmark, evaluate=True):
@@ -176,7 +176,9 @@ def test_layers_have_names_of_their_own():
     place = "train_phase/train_stream/Task000"
     expected = []
     for measure, (needs, _) in MEASURES.items():
-        layers = {"units": ["0", "2"], "features": [], "steps": []}.get(needs, ["0", "2", "4"])
+        layers = {"units": ["0", "2"], "unit_gradients": ["0", "2"], "features": [], "steps": []}.get(
+            needs, ["0", "2", "4"]
+        )
         expected += [f"{measure}_Epoch/{place}", *(f"{measure}_Epoch/{place}/{layer}" for layer in layers)]
     assert list(found) == expected
     assert all(xs == [3, 6] and len(values) == 2 for xs, values in found.values())
@@ -202,7 +204,11 @@ def test_what_is_undefined_is_not_emitted():
             return self.logits.expand(len(x), -1)
 
     nothing = run(naive(Constant(), plasticity_metrics(**EVERY, measures=list(MEASURES))), stream(1))
-    assert {name.partition("_")[0] for name in nothing} == {"DistanceFromInitialisation", *IN_TRAINING}
+    assert {name.partition("_")[0] for name in nothing} == {
+        "DistanceFromInitialisation",
+        "GradientNorm",
+        "SamplePlasticity",
+    }
     strategy = naive(mlp(), plasticity_metrics(**EVERY))
     assert strategy.eval([]) == {}
 

@@ -192,7 +192,7 @@ def test_training_is_not_made_to_wait(build):
 
     def iterate(metric):
         metric.before_forward(strategy)
-        strategy.mb_output = model(inputs)
+        strategy.mb_output = strategy.forward()
         metric.after_forward(strategy)
         strategy.mb_output.sum().backward()
         metric.before_update(strategy)

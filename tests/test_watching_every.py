@@ -30,6 +30,7 @@ from torch import nn
 from plasticity import UnitGradients, UserError, find_units, watch
 from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
+from plasticity.unit_statistics import TOGETHER
 
 PLACE = "train_phase/train_stream/Task000"
 
@@ -172,14 +173,17 @@ def test_memory_does_not_grow_with_the_number_of_mini_batches(build):
     gradients = UnitGradients(model, units)
     sizes = []
     with watch(model, units, inputs=True, features=10) as activity:
-        for number in range(60):
+        for number in range(5 * TOGETHER):
             model.zero_grad()
             model(x).sum().backward()
             gradients.look()
-            if number in (9, 59):
+            if number in (TOGETHER - 1, 5 * TOGETHER - 1):
                 sizes.append(held())
     assert sizes[0] == sizes[1]
-    assert activity.statistics()["0" if build is modules else "a"].count == 180 and len(activity.features()) == 10
+    assert (
+        activity.statistics()["0" if build is modules else "a"].count == 3 * 5 * TOGETHER
+        and len(activity.features()) == 10
+    )
 
 
 def test_memory_of_the_metrics_does_not_grow_with_the_number_of_mini_batches():
@@ -187,7 +191,7 @@ def test_memory_of_the_metrics_does_not_grow_with_the_number_of_mini_batches():
 
     class Count(SupervisedPlugin):
         def after_training_iteration(self, strategy, **kwargs):
-            if strategy.clock.train_iterations in (9, 69):  # 8 samples each
+            if strategy.clock.train_iterations in (TOGETHER + 1, 2 * TOGETHER + 1):  # 8 samples each
                 sizes.append(held())
 
     metrics = plasticity_metrics(epoch=True, experience=True, stream=True, measures=list(MEASURES), features=20)

@@ -268,6 +268,8 @@ class PlasticityMetrics(PluginMetric[float]):
     def after_training_epoch(self, strategy: Any) -> Emitted:
         """Emit what the epoch showed."""
         if not self.settings.epoch:
+            if self._training is not None:
+                self._training.end()
             return None
         if self._training is not None:
             self._training.close()
