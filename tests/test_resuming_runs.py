@@ -179,8 +179,12 @@ def test_killed_between_the_result_and_its_name(tmp_path, undisturbed, monkeypat
     class KilledError(Exception):
         pass
 
+    remove = files_module.CheckpointFiles.remove
+
     def killed(files):
-        raise KilledError
+        if (files.folder / "result.json").exists():
+            raise KilledError
+        remove(files)
 
     monkeypatch.setattr(files_module.CheckpointFiles, "remove", killed)
     with pytest.raises(KilledError):

@@ -76,7 +76,8 @@ def _styled_lines(rows: Rows) -> Iterator[tuple[str, str]]:
             yield "bold", first
             yield from (("dim", line) for line in more)
         yield "", ""
-    yield "dim", f"{NOTE} More measures: --format csv, json or html."
+    yield "dim", NOTE
+    yield "dim", "More measures: --format csv, json or html."
 
 
 def plain_table(rows: Rows) -> str:
