@@ -32,7 +32,7 @@ def do(asked):
     """Do one run and end the process."""
     CheckpointFiles.remove = keep_last
     try:
-        run = resolve("permuted-digits", asked["strategy"], 0, experiences=3, epochs=1, learning_rate=0.005)
+        run = resolve("permuted-digits", asked["strategy"], 0, experiences=6, epochs=1, learning_rate=0.005)
         run_one(run, Path(asked["out"]), [], lambda done: None, checkpoint_minutes=0.001)
     except BaseException:
         traceback.print_exc()

@@ -110,7 +110,7 @@ def test_twenty_kills_at_any_moment(tmp_path, capfd):
                 assert attempts < 10 * KILLS
                 # Each strategy is killed two or three times, as far as it has come by then, and then left alone.
                 due = kills < KILLS * (attempt + 1) / len(STRATEGIES)
-                kill_after = chance.uniform(0.1, 0.8) * seconds[strategy] if due else None
+                kill_after = chance.uniform(0.2, 0.95) * seconds[strategy] if due else None
                 status, used = runs.run(strategy, out, kill_after)
                 kills += status == -signal.SIGKILL
                 if status == 0:
@@ -124,7 +124,7 @@ def test_twenty_kills_at_any_moment(tmp_path, capfd):
         runs.end()
     assert kills >= KILLS
     told = capfd.readouterr().err
-    assert "goes on after" in told and "not used" not in told, told
+    assert told.count("goes on after") >= KILLS // 4 and "not used" not in told, told
 
 
 def test_killed_from_the_command_line_with_workers_and_started_again(tmp_path):
