@@ -7,6 +7,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
+from benchmarks.judging import finite
 from benchmarks.observing import Stopwatch
 from plasticity import measures
 from plasticity.errors import UserError
@@ -83,7 +84,7 @@ class SamplePlasticityPlugin(SupervisedPlugin[Any]):
     def take(self) -> float | None:
         """Return the mean over the steps since the last call; None if there were none or one is not finite."""
         shares, self._shares = self._shares, []
-        return _finite(torch.stack(shares).mean()) if shares else None
+        return finite(torch.stack(shares).mean()) if shares else None
 
 
 class AskedMeasures:
@@ -142,11 +143,7 @@ def curvature(model: nn.Module, samples: Probe, labels: Tensor) -> dict[str, flo
     values: dict[str, float | None] = {}
     for name, measure in found.items():
         try:
-            values[name] = _finite(measure(model, loss, batches))
+            values[name] = finite(measure(model, loss, batches))
         except NotConvergedError:
             values[name] = None
     return values
-
-
-def _finite(value: Tensor) -> float | None:
-    return float(value) if bool(torch.isfinite(value)) else None

@@ -7,6 +7,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from benchmarks.judging import finite
 from benchmarks.observing import Stopwatch
 from plasticity import measures
 from plasticity.groups import unwrap
@@ -40,10 +41,7 @@ class GradientNormPlugin(SupervisedPlugin[Any]):
     def take(self) -> float | None:
         """Return the mean over the looks since the last call; None if there were none or one is not finite."""
         norms, self._norms, self._iterations = self._norms, [], 0
-        if not norms:
-            return None
-        mean = torch.stack(norms).mean()
-        return float(mean) if bool(torch.isfinite(mean)) else None
+        return finite(torch.stack(norms).mean()) if norms else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the norms since the last `take`."""

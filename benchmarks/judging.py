@@ -46,8 +46,8 @@ def judge_units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
             for name, stat in stats.items()
         },
         **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
-        "effective_rank": None if features is None else _finite(measures.effective_rank(features)),
-        "weight_magnitude": _finite(measures.weight_magnitude(model)),
+        "effective_rank": None if features is None else finite(measures.effective_rank(features)),
+        "weight_magnitude": finite(measures.weight_magnitude(model)),
     }
 
 
@@ -67,6 +67,7 @@ def inputs(data: ExperienceTensors, rows: Tensor | slice, task_labels: bool) -> 
     return (data.inputs[rows],)
 
 
-def _finite(value: Tensor) -> float | None:
+def finite(value: Tensor | float) -> float | None:
+    """Return a number as results hold it: None where it is infinite or none, as of a network that has diverged."""
     number = float(value)
     return number if math.isfinite(number) else None

@@ -16,7 +16,7 @@ from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
 from benchmarks.evaluating import StreamTensors, evaluate, experience_samples, to_test
 from benchmarks.gradient_norms import GradientNormPlugin
-from benchmarks.judging import TITLES, inputs, judge_units, samples
+from benchmarks.judging import TITLES, finite, inputs, judge_units, samples
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.record import Record
@@ -250,10 +250,6 @@ class _Run:
         return {**result, "measures": result_measures(result, self.fresh)}
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
 def _transferable(stream: Any, heads: bool) -> list[bool]:
     """Say of each experience whether a network can know anything of it before: not of new classes or a new head."""
 
@@ -275,7 +271,7 @@ def _treatments(plugins: list[Any]) -> list[dict[str, Any]]:
     for plugin in plugins:
         for entry in getattr(plugin, "history", ()):
             chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
-            numbers = {name: _finite(value) for name, value in entry.items() if isinstance(value, float)}
+            numbers = {name: finite(value) for name, value in entry.items() if isinstance(value, float)}
             found.append({**entry, **numbers, "units": chosen})
     return found
 

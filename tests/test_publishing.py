@@ -9,9 +9,9 @@ from test_comparison_results import write_benchmark
 
 from benchmarks.cli import main
 from benchmarks.comparison import compare
+from benchmarks.comparison.tables import SHOWN
 from benchmarks.publishing import markdown
 from benchmarks.publishing.documents import in_document
-from benchmarks.publishing.runs import COLUMNS
 from benchmarks.publishing.runs import markdown as table_of_runs
 from plasticity.errors import UserError
 
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_comparison(tmp_path):
     rows = {row["strategy"]: row for row in json.loads(compare(tmp_path / "runs", "json"))}
     assert {row["strategy"] for row in content["rows"]} == set(rows)
     for row in content["rows"]:
-        for measure in COLUMNS:
+        for measure in SHOWN:
             for key, value in row[measure].items():
                 assert value == (
                     None if (full := rows[row["strategy"]][measure][key]) is None else pytest.approx(full, rel=1e-5)
@@ -99,7 +99,7 @@ def test_a_document_without_one_place_is_left_alone(text, tmp_path, capsys):
 def test_options_are_written_behind_the_name():
     interval = {"mean": 0.5, "low": 0.4, "high": 0.6}
     nothing = {"mean": None, "low": None, "high": None}
-    row = {"strategy": "redo:tau=0.1:every=200", **dict.fromkeys(COLUMNS, interval), "treated_units": nothing}
+    row = {"strategy": "redo:tau=0.1:every=200", **dict.fromkeys(SHOWN, interval), "treated_units": nothing}
     line = table_of_runs({"rows": [row]}).splitlines()[2]
     assert line == (
         "| redo (tau=0.1, every=200) | 0.500 ± 0.100 | 0.50 [0.40, 0.60] | 0.500 ± 0.100 | 0.500 ± 0.100 | 0.5 ± 0.1 "

@@ -20,7 +20,7 @@ SHOWN = (
     "treated_units",
     "relative_time",
 )
-"""What fits into 100 columns; the other measures are in the CSV, JSON and HTML outputs."""
+"""What fits into 100 columns, and is published; the other measures are in the CSV, JSON and HTML outputs."""
 
 NAME_WIDTH = 24
 """Longer names take several lines."""

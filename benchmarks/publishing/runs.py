@@ -5,20 +5,10 @@ from typing import Any
 
 from benchmarks.comparison.results import Comparison
 from benchmarks.comparison.rows import comparison_rows
+from benchmarks.comparison.tables import SHOWN
 from benchmarks.comparison.wording import RATIOS, WORDING, plain_number
 from benchmarks.publishing.documents import rounded, table
 from plasticity.errors import UserError
-
-COLUMNS = (
-    "late_learning_accuracy",
-    "recovery",
-    "forgetting",
-    "dead_fraction",
-    "effective_rank",
-    "treated_units",
-    "relative_time",
-)
-"""The measures of a published table."""
 
 
 def content(comparison: Comparison, commands: Sequence[str]) -> dict[str, Any]:
@@ -42,7 +32,7 @@ def content(comparison: Comparison, commands: Sequence[str]) -> dict[str, Any]:
         "environment": _common([run.environment for run in runs]),
         "seeds": sorted({run.seed for run in runs}),
         "rows": [
-            {"strategy": row["strategy"], **{measure: rounded(row[measure]) for measure in COLUMNS}}
+            {"strategy": row["strategy"], **{measure: rounded(row[measure]) for measure in SHOWN}}
             for row in comparison_rows(comparison)
         ],
     }
@@ -71,8 +61,8 @@ def markdown(published: dict[str, Any]) -> str:
         ),
     )
     return table(
-        ["strategy", *(WORDING[measure].label for measure in COLUMNS)],
-        [[_name(row["strategy"]), *(_cell(measure, row[measure]) for measure in COLUMNS)] for row in rows],
+        ["strategy", *(WORDING[measure].label for measure in SHOWN)],
+        [[_name(row["strategy"]), *(_cell(measure, row[measure]) for measure in SHOWN)] for row in rows],
     )
 
 
