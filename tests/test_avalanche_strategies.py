@@ -250,7 +250,7 @@ def test_meta_learning_is_refused():
 def test_a_strategy_that_runs_its_model_in_a_way_of_its_own_is_refused(plugin):
     class Own(supervised.Naive):
         def training_epoch(self, **kwargs):
-            for self.mbatch in self.dataloader:  # noqa: B020
+            for self.mbatch in self.dataloader:  # noqa: B020  # as Avalanche writes it
                 self._unpack_minibatch()
                 self._before_forward(**kwargs)
                 self.mb_output = self.model(self.mb_x)

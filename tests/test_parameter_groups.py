@@ -226,7 +226,10 @@ def test_networks_with_crelu():
 
 def test_excluding_a_layer_leaves_its_group_alone():
     """With a rate of 0 in its group the excluded layer never moves, and its optimizer state is that of training."""
-    make = lambda model: in_groups(model, torch.optim.SGD, {"lr": 0.1}, {"lr": 0.1}, {"lr": 0.0})  # noqa: E731
+
+    def make(model):
+        return in_groups(model, torch.optim.SGD, {"lr": 0.1}, {"lr": 0.1}, {"lr": 0.0})
+
     plain = trained(None, criterion=LOSS, optimizer=make, moved=False)
     for name in ("ShrinkPerturbPlugin", "FIREPlugin", "ReDoPlugin", "AdaptivePlugin"):
         strategy = trained(MAKE[name](exclude="classifier"), criterion=LOSS, optimizer=make, moved=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -20,24 +21,24 @@ GRADIENTS = 'plasticity_metrics(epoch=True, measures=["NotLearningUnits"])'
 HOOKS = "plain hooks on activations"
 
 
-class PlainHooks(SupervisedPlugin):  # type: ignore[type-arg]
+class PlainHooks(SupervisedPlugin[Any]):
     """What one would write in a minute: a forward hook on every activation that adds up a sum and a count."""
 
-    def before_training_exp(self, strategy, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Put the hooks in place."""
         self.sums: dict[torch.nn.Module, torch.Tensor] = {}
         self.count = 0
         kinds = (torch.nn.ReLU,)
         self.handles = [m.register_forward_hook(self._add) for m in strategy.model.modules() if isinstance(m, kinds)]
 
-    def _add(self, module, inputs, output):  # type: ignore[no-untyped-def]
+    def _add(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
         with torch.no_grad():
             dims = [0, *range(2, output.dim())]
             total = output.abs().sum(dims)
             self.sums[module] = self.sums[module] + total if module in self.sums else total
             self.count += len(output)
 
-    def after_training_exp(self, strategy, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Take them away."""
         for handle in self.handles:
             handle.remove()
