@@ -1,5 +1,6 @@
 """What every test starts from: one thread and the same random state."""
 
+import os
 import random
 
 import numpy as np
@@ -8,9 +9,20 @@ import torch
 
 torch.set_num_threads(1)
 
+SEED = int(os.environ.get("PLASTICITY_TEST_SEED", "0"))
+
+
+def _seed():
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+def pytest_collectstart(collector):
+    if isinstance(collector, pytest.Module):
+        _seed()  # what a module draws while it is imported does not depend on those before it
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    _seed()

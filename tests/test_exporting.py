@@ -240,6 +240,25 @@ def test_the_parts_of_a_head_with_hidden_layers_stand_side_by_side(head, tmp_pat
         torch.testing.assert_close(outputs(plain, inputs), outputs(model, inputs), rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_whose_features_are_all_dead_for_the_example_is_not_taken_for_a_linear_one(tmp_path):
+    model = learned(deep(), X)
+    inject_plasticity(model, X, head=("6", "7", "8"))
+    learned(model, X)
+    with torch.no_grad():
+        model[3].bias.copy_(-2 * model[:3].eval()(X).abs().amax(0) - 1)
+        model[3].weight.fill_(1)
+        model[3].running_mean.zero_()
+        model[3].running_var.fill_(1)
+    assert not model[:5].eval()(X).any()
+    assert model[:5](-50 * X).any()
+    checkpoint = saved(plasticity.export(model, example=X), tmp_path)
+    assert checkpoint["widths"]["8"]["in_features"] == 15
+    plain = deep()
+    plain[6], plain[8] = nn.Linear(6, 15, bias=False), nn.Linear(15, 3)
+    plain.load_state_dict(checkpoint["state_dict"])
+    torch.testing.assert_close(outputs(plain, -50 * X), outputs(model, -50 * X), rtol=1e-4, atol=1e-4)
+
+
 class TwoLayers(nn.Module):
     """A head of two layers that do not follow one another."""
 

@@ -85,6 +85,10 @@ class Injection(nn.Module):
         inside = [module for head in self._head for module in head.modules() if not isinstance(module, Injection)]
         return [module for module in inside if next(module.parameters(recurse=False), None) is not None]
 
+    def first(self) -> nn.Module:
+        """Return the module that the head begins with."""
+        return self._head[0]
+
     def reset_parameters(self) -> None:
         """Forget the old head: what is added becomes 0."""
         for number in self._keys.values():

@@ -128,11 +128,11 @@ def _merge_injection(model: nn.Module, example: Example) -> None:
     for home in list(model.modules()):
         for key, injection in list(home._modules.items()):
             if isinstance(injection, Injection):
-                parts, layers = injection.parts(), injection.layers()
+                parts, layers, first = injection.parts(), injection.layers(), injection.first()
                 injection.detach()
                 del home._modules[key]
                 idle = all(torch.equal(now, begun) for _, now, begun in parts.values())
-                if idle or _linear(model, parts, example):
+                if idle or _linear(model, first, parts, example):
                     with torch.no_grad():
                         for tensor, (frozen, now, begun) in parts.items():
                             tensor.copy_(frozen + (now - begun))
@@ -174,8 +174,13 @@ def _widen(layers: list[nn.Module], parts: Mapping[Tensor, tuple[Tensor, Tensor,
                 setattr(module, key, 3 * getattr(module, key))
 
 
-def _linear(model: nn.Module, parts: Mapping[Tensor, tuple[Tensor, Tensor, Tensor]], example: Example) -> bool:
-    """Tell whether a head is linear in its weights, up to a constant, by its outputs for random values of these."""
+def _linear(
+    model: nn.Module, first: nn.Module, parts: Mapping[Tensor, tuple[Tensor, Tensor, Tensor]], example: Example
+) -> bool:
+    """Tell whether a head is linear in its weights, up to a constant, by its outputs for random values of these.
+
+    It reads random values too: for features that the example leaves at 0, every head is a constant.
+    """
     for tensor, (frozen, now, begun) in parts.items():
         if not isinstance(tensor, nn.Parameter) and not (torch.equal(now, frozen) and torch.equal(now, begun)):
             return False
@@ -184,5 +189,20 @@ def _linear(model: nn.Module, parts: Mapping[Tensor, tuple[Tensor, Tensor, Tenso
     draws = [{n: torch.randn(p.shape, generator=generator).to(p) for n, p in own.items()} for _ in range(3)]
     one, other, third = draws
     sums = {name: one[name] + other[name] - third[name] for name in own}
-    seen = [_outputs(model, example, values).double() for values in (*draws, sums)]
+    seen = []
+    for values in (*draws, sums):
+        features = torch.Generator().manual_seed(1)  # the same in every pass
+        handle = first.register_forward_pre_hook(lambda _, inputs, source=features: _drawn(inputs, source))
+        try:
+            seen.append(_outputs(model, example, values).double())
+        finally:
+            handle.remove()
     return close(seen[0] + seen[1] - seen[2], seen[3])
+
+
+def _drawn(inputs: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
+    """Return random values in the place of the first input, if that is of real numbers; others choose a task."""
+    features, *rest = inputs
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        return inputs
+    return (torch.randn(features.shape, generator=generator).to(features), *rest)
