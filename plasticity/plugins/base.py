@@ -8,10 +8,6 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks import OnlineCLExperience
-from avalanche.evaluation.metric_definitions import Metric
-from avalanche.evaluation.metric_results import MetricValue
-from avalanche.models import SCRModel, TrainEvalModel
-from avalanche.models.utils import is_multi_task_module
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
@@ -21,33 +17,18 @@ from plasticity.distributed import batches_of_all, group_of, require_agreement, 
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.methods.recycling import check_count
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.beside import refuse_conflicts
+from plasticity.plugins.inputs import model_inputs
+from plasticity.plugins.publishing import publish
 from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.preview import Preview, changed_parameters, sizes, twins
-from plasticity.probe import HEAD_BY_MODE, Probe, RecentInputs
+from plasticity.probe import Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
 
 Every = str | int
-
-HEAD_BY_MODE.update({TrainEvalModel, SCRModel})  # of iCaRL and supervised contrastive replay
-
-
-class _Source(Metric[float]):
-    """Stands for the plugin in what it tells the loggers."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def result(self, **kwargs: Any) -> float | None:
-        return None
-
-    def reset(self, **kwargs: Any) -> None:
-        return None
-
-    def __str__(self) -> str:
-        return self.name
 
 
 class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -96,8 +77,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         if every not in ("experience", "epoch") and not _is_count(every):
             raise UserError(f'every must be "experience", "epoch" or a whole number of iterations, not {every!r}')
-        if not _is_count(probe_samples):
-            raise UserError(f"probe_samples must be a whole number of at least 1, not {probe_samples!r}")
+        check_count("probe_samples", probe_samples, 1)
         self.every = every
         self.probe_samples = probe_samples
         self.groups = None if groups is None else UnitGroups(groups)
@@ -247,10 +227,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             return
         experience = int(strategy.experience.current_experience)
         self.history.append({"experience": experience, "iteration": self._iterations, **report.as_dict(), **told})
-        for name, value in {**report.counts, "output_shift": report.output_shift}.items():
-            words = (*report.method.split("-"), *name.split("_"), *(("dry", "run") if self.dry_run else ()))
-            title = "".join(part.capitalize() for part in words)
-            self._publish(strategy, f"{title}/train_phase/train_stream/Exp{experience:03d}", float(value))
+        numbers = {**report.counts, "output_shift": report.output_shift}
+        publish(strategy, report.method, numbers, dry_run=self.dry_run)
 
     # --- trying it ---------------------------------------------------------------------------------------------
 
@@ -307,10 +285,6 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         treatable = UnitGroups(group for group in units if group.name not in left_alone)
         return Preview(self.method, report, sizes(treatable), {**left_alone, **self._left_alone}, written)
 
-    def _publish(self, strategy: Any, name: str, value: float) -> None:
-        source = _Source(self.method)
-        strategy.evaluator.publish_metric_value(MetricValue(source, name, value, strategy.clock.train_iterations))
-
     # --- state -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -346,10 +320,3 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def model_inputs(strategy: Any) -> tuple[Any, ...]:
-    """Return the positional inputs with which a strategy calls its model on the present mini-batch."""
-    if is_multi_task_module(strategy.model):
-        return strategy.mb_x, strategy.mb_task_id
-    return (strategy.mb_x,)

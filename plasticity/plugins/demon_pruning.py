@@ -32,9 +32,10 @@ from plasticity.methods.demon_pruning import (
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.watching import MagnitudeActivity
 from plasticity.plugins.arguments import choose_rule
-from plasticity.plugins.base import Every, TreatmentPlugin, model_inputs
+from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.following import follow_removal, refuse_followers
+from plasticity.plugins.inputs import model_inputs
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
 from plasticity.preview import Preview

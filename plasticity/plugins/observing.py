@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from plasticity.activity import Activity, check_every
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups, unwrap
-from plasticity.plugins.base import model_inputs
+from plasticity.plugins.inputs import model_inputs
 from plasticity.probe import Probe
 from plasticity.units import find_units
 

@@ -17,6 +17,7 @@ from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.methods.watching import LatestActivity
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.observing import ForwardObserver
+from plasticity.plugins.publishing import publish
 from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.plugins.removed import keep_removed
 from plasticity.preview import Preview, keep_in_step, sizes, twins
@@ -142,9 +143,7 @@ class StepwisePlugin(RecyclingPlugin):
         )
         if len(self.history) == 1 and self._observer.activity is not None:
             self.history[0]["skipped"] = {**self._observer.activity.skipped, **self._left_alone}
-        title = "".join(part.capitalize() for part in self.method.split("-"))
-        title += "RecycledDryRun" if self.dry_run else "Recycled"
-        self._publish(strategy, f"{title}/train_phase/train_stream/Exp{experience:03d}", float(recycled))
+        publish(strategy, self.method, {"recycled": recycled}, dry_run=self.dry_run)
 
     # --- trying it ---------------------------------------------------------------------------------------------
 
