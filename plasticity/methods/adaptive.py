@@ -32,12 +32,13 @@ from torch.optim import Optimizer
 
 from plasticity.groups import UnitGroups
 from plasticity.measures import dead_units, dormant_units
-from plasticity.methods.parameters import Entry, in_range, total_norm
-from plasticity.methods.recycling import check_moments, check_shares, private_groups, renew
+from plasticity.methods.parameters import Entry, total_norm
+from plasticity.methods.recycling import check_moments, private_groups, renew
 from plasticity.methods.shrink_perturb import ShrinkPerturbRule, shrink_and_perturb
 from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.optimizer_state import Moments, forget_state
 from plasticity.probe import Probe, output_shift
+from plasticity.values import check_shares, in_range
 
 STRONGEST = 3
 """Number of the last treatment."""

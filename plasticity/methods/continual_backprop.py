@@ -30,10 +30,11 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.outgoing import OutgoingMagnitude, transfer_to_bias
-from plasticity.methods.recycling import RemovedUnits, check_count, check_moments, check_shares, take_counts
+from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
+from plasticity.values import check_count, check_shares
 
 
 @dataclass(frozen=True)

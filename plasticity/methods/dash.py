@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plasticity.methods.parameters import LAYER_KINDS, Entry, in_range, trainable
+from plasticity.methods.parameters import LAYER_KINDS, Entry, trainable
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
+from plasticity.values import in_range
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from plasticity.groups import UnitGroups, layer, unwrap
 from plasticity.measures import dead_units
 from plasticity.methods.demon_masks import PrunedUnits, still_dead, without
 from plasticity.methods.demon_noise import Gate
-from plasticity.methods.parameters import in_range
 from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.probe import Probe, output_shift
 from plasticity.removal import Removal, removal_obstacle, remove_units
+from plasticity.values import in_range
 
 Mode = Literal["mask", "shrink"]
 Regularise = Literal["scales", "weights"]
@@ -106,13 +106,20 @@ def penalised(model: nn.Module, units: UnitGroups, regularise: Regularise = "sca
     return [Penalised(p, None if bool(rows.all()) else rows.to(p.device), lasso) for p, rows, lasso in marked.values()]
 
 
-def add_penalty_gradient(entries: list[Penalised], strength: float) -> None:
-    """Add the gradient of the penalty, times its strength, to those of the parameters that have one."""
+def add_penalty_gradient(entries: list[Penalised], strength: float, scale: Tensor | None = None) -> None:
+    """Add the gradient of the penalty, times its strength, to those of the parameters that have one.
+
+    Args:
+        entries: What it acts on.
+        strength: Of the penalty.
+        scale: 0-dim, by which the loss was multiplied before the backward pass; None: 1.
+    """
     gradients, pulls = [], []
     with torch.no_grad():
         for parameter, rows, lasso in entries:
             if parameter.grad is not None:
                 pull = parameter.sign() if lasso else parameter.detach()
+                pull = pull if scale is None else pull * scale
                 gradients.append(parameter.grad)
                 pulls.append(pull if rows is None else pull * rows.view(-1, *[1] * (pull.dim() - 1)))
         if gradients:

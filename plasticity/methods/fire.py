@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.errors import UserError
-from plasticity.methods.parameters import WEIGHT_KINDS, Entry, as_matrices, from_matrices, in_range, trainable
+from plasticity.methods.parameters import WEIGHT_KINDS, Entry, as_matrices, from_matrices, trainable
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
+from plasticity.values import in_range
 
 Layers = Literal["auto", "all", "attention"]
 _QUERIES_AND_KEYS = {"to_q", "to_k", "q_proj", "k_proj", "query", "key", "wq", "wk"}

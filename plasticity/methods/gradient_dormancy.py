@@ -20,11 +20,12 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
-from plasticity.methods.recycling import check_moments, check_shares, most_extreme, private_groups, renew, unjudged
+from plasticity.methods.recycling import check_moments, most_extreme, private_groups, renew, unjudged
 from plasticity.methods.treatment import Treatment, because
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
+from plasticity.values import check_shares
 
 
 @dataclass(frozen=True)

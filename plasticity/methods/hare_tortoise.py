@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
-from plasticity.methods.parameters import grown, in_range
+from plasticity.methods.parameters import grown
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
 from plasticity.removal import Removal
+from plasticity.values import in_range
 
 
 @dataclass(frozen=True)

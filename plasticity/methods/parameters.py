@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.measures.scalars import working_type
 from plasticity.removal import Removal
@@ -191,19 +190,6 @@ def grown(before: Tensor | None, now: Tensor) -> Tensor:
     values = now.detach().clone()
     values[tuple(slice(length) for length in before.shape)] = before.to(values)
     return values
-
-
-def in_range(name: str, value: Any, low: float = 0.0, high: float = float("inf")) -> float:
-    """Return a setting as a float.
-
-    Raises:
-        UserError: If it is not a number in [low, high].
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or value == float("inf"):
-        bound = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
-        raise UserError(f"{name} must be a number {bound}, not {value!r}")
-    return float(value)
 
 
 def total_norm(tensors: Collection[Tensor]) -> Tensor:

@@ -147,18 +147,6 @@ def take_counts(counts: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: part.tolist() for name, part in zip(counts, numbers, strict=True)}
 
 
-def check_shares(rule: object, *names: str) -> None:
-    """Refuse values outside [0, 1].
-
-    Raises:
-        UserError: If there is one.
-    """
-    for name in names:
-        value = getattr(rule, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"{name} must lie in [0, 1], not {value!r}")
-
-
 def check_moments(moments: str) -> None:
     """Refuse an unknown way to clean optimizer state.
 
@@ -167,13 +155,3 @@ def check_moments(moments: str) -> None:
     """
     if moments not in get_args(Moments):
         raise UserError(f"unknown moments {moments!r}; there are: {', '.join(get_args(Moments))}")
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is no whole number, or too small a one.
-
-    Raises:
-        UserError: If it is so.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -28,10 +28,11 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups
-from plasticity.methods.recycling import RemovedUnits, check_count, check_moments, check_shares, take_counts
+from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
+from plasticity.values import check_count, check_shares
 
 SILENT_ACTIVATIONS = frozenset({"relu", "relu6"})
 """Activations that are never negative, and under which a unit that does not fire is silent: 0, without a gradient."""

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.errors import UserError
-from plasticity.methods.parameters import Entry, in_range
+from plasticity.methods.parameters import Entry
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state, draw_like, reset_running_statistics
+from plasticity.values import in_range
 
 Variant = Literal["experience", "step", "interpolate"]
 NoiseScale = Literal["initial", "normal"]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from plasticity.errors import UserError
-from plasticity.methods.parameters import Entry, in_range
+from plasticity.methods.parameters import Entry
+from plasticity.values import in_range
 
 
 @dataclass(frozen=True)

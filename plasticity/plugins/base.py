@@ -17,7 +17,6 @@ from plasticity.distributed import batches_of_all, group_of, require_agreement, 
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups
-from plasticity.methods.recycling import check_count
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.inputs import model_inputs
@@ -27,6 +26,7 @@ from plasticity.preview import Preview, changed_parameters, sizes, twins
 from plasticity.probe import Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
+from plasticity.values import check_count, check_flag, check_seed
 
 Every = str | int
 
@@ -82,10 +82,10 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.probe_samples = probe_samples
         self.groups = None if groups is None else UnitGroups(groups)
         self.excluded = Exclusion(exclude)
-        self.dry_run = dry_run
+        self.dry_run = check_flag("dry_run", dry_run)
         self.latest: Preview | None = None
         self.history: list[dict[str, Any]] = []
-        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self._generator_state = torch.Generator().manual_seed(check_seed(seed)).get_state()
         self._recent = RecentInputs(probe_samples)
         self._online = 0
         self._iterations = 0

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.normalize_and_project import draw_back, grown_norm, project
-from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, in_range, total_norm, trainable
+from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValues, total_norm, trainable
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
 from plasticity.removal import Removal
+from plasticity.values import in_range
 
 
 class NormalizeAndProjectPlugin(StepPlugin):
