@@ -190,23 +190,21 @@ VECTORS = [
     ),
     vectors(lambda m, x: m.c(F.relu(m.a(x) + m.b(x))), name="summed before", a=(6, 8), b=(6, 8), c=(8, 3), private="a"),
     vectors(lambda m, x: m.b(m.drop(F.relu(m.a(x)))), name="dropout", a=(6, 8), b=(8, 3), drop=nn.Dropout, private="a"),
-    vectors(
-        lambda m, x: m.b(m.norm(F.relu(m.a(x)))),
-        name="LayerNorm after",
-        a=(6, 8),
-        b=(8, 3),
-        norm=lambda: nn.LayerNorm(8),
-        private="",
-        watched="a",
-    ),
-    vectors(
-        lambda m, x: m.b(F.relu(m.norm(m.a(x)))),
-        name="LayerNorm before",
-        a=(6, 8),
-        b=(8, 3),
-        norm=lambda: nn.LayerNorm(8),
-        private="",
-        watched="a",
+    *(
+        vectors(
+            forward,
+            name=f"{kind.__name__} {where}",
+            a=(6, 8),
+            b=(8, 3),
+            norm=lambda kind=kind: kind(8),
+            private="",
+            watched="a",
+        )
+        for kind in (nn.LayerNorm, nn.RMSNorm)
+        for where, forward in (
+            ("after", lambda m, x: m.b(m.norm(F.relu(m.a(x))))),
+            ("before", lambda m, x: m.b(F.relu(m.norm(m.a(x))))),
+        )
     ),
     vectors(
         lambda m, x: m.b(m.norm(F.relu(m.a(x)))),

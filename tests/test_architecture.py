@@ -113,6 +113,20 @@ def test_layer_normalisation_is_not_done_twice():
     assert [change.parameters_after - change.parameters_before for change in changes(twice)] == [20, 0]
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Linear(4, 5), nn.RMSNorm(5), nn.ReLU(), nn.Linear(5, 3)),
+        (nn.Conv2d(4, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 3)),
+        (nn.Conv2d(4, 6, 1), nn.InstanceNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 3)),
+    ],
+)
+def test_other_normalisers_than_batch_normalisation_stay(layers):
+    example = torch.randn(2, 4) if isinstance(layers[0], nn.Linear) else torch.randn(2, 4, 3, 3)
+    changed = with_layer_norm(nn.Sequential(*layers), example)
+    assert [type(module) for module in changed] == [type(module) for module in layers]
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()

@@ -213,13 +213,29 @@ def test_a_parameter_frozen_on_the_way_is_passed_over():
     assert marks(stats) == {"0": [0, 1], "2": [3]}
 
 
-def test_without_a_bias_the_normaliser_tells_and_without_both_nothing_does():
-    model = nn.Sequential(nn.Linear(4, 5, bias=False), nn.LayerNorm(5, bias=False), nn.ReLU(), nn.Linear(5, 3))
-    gradients = UnitGradients(model, find_units(model, torch.randn(2, 4)))
+class OwnRMSNorm(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return F.rms_norm(x, normalized_shape=(x.shape[-1],), weight=self.weight)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(5, bias=False), lambda: nn.RMSNorm(5), lambda: OwnRMSNorm(5)])
+def test_without_a_bias_the_normaliser_tells(norm):
+    model = nn.Sequential(nn.Linear(4, 5), norm(), nn.ReLU(), nn.Linear(5, 3))
+    units = find_units(model, torch.randn(2, 4))
+    assert units["0"].norm == "1"
+    assert units["0"].reason == "`1` normalises it together with other units"
+    gradients = UnitGradients(model, units)
     x, y = batches(1)[0]
     F.cross_entropy(model(x), y).backward()
     gradients.look()
     torch.testing.assert_close(gradients.statistics()["0"].mean_abs, model[1].weight.grad.abs().double())
+
+
+def test_without_a_bias_and_a_normaliser_nothing_tells():
     for norm, reason in (
         (nn.BatchNorm1d(5, affine=False), "`1` has no bias and no weight"),  # of the layer it is as good as zero
         (nn.Identity(), "`0` has no bias"),

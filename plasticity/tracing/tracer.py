@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
@@ -29,6 +30,13 @@ _LEAVES_PYTORCH: frozenset[Callable[..., Any]] = frozenset(
     getattr(Tensor, name)
     for name in ("numpy", "tolist", "__array__", "data_ptr", "__dlpack__", "storage", "untyped_storage")
 )
+_WHOLE: dict[Callable[..., Any], Any] = {
+    getattr(home, name): getattr(torch.ops.aten, name).default
+    for name in ("rms_norm",)
+    for home in (F, torch)
+    if hasattr(home, name)
+}
+"""Functions that PyTorch takes apart on some devices, and the operator that each is."""
 BY_HAND = (
     'declare its groups by hand, for example UnitGroup("fc1", size=128, activation="relu", at="act1", '
     'consumers=[("fc2", 1)])'
@@ -69,9 +77,10 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():  # or what the rules compute would be followed, too
-            return self._follow(func, args, kwargs or {})
+            return self.follow(func, args, kwargs or {})
 
-    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator, and note what it does to units."""
         tracer, ledger = self.tracer, self.tracer.ledger
         inputs = rules.tensors(args, kwargs)
         before = [ledger.value(tensor) for tensor in inputs]
@@ -123,13 +132,17 @@ def _shows(tensor: Tensor, memory: torch.UntypedStorage | None) -> bool:
 class _Functions(TorchFunctionMode):
     """Every call of the Python interface: activations by name, and values that leave PyTorch."""
 
-    def __init__(self, tracer: _Tracer) -> None:
+    def __init__(self, tracer: _Tracer, operators: _Operators) -> None:
         super().__init__()
         self.tracer = tracer
+        self.operators = operators
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tracer, ledger = self.tracer, self.tracer.ledger
+        if func in _WHOLE:
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                return self.operators.follow(_WHOLE[func], args, kwargs)
         if func in _LEAVES_PYTORCH:
             value = ledger.value(args[0])
             if value is not None:
@@ -239,7 +252,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
         for tensor in rules.tensors(inputs):
             ledger.mark_data(tensor)
         try:
-            with _Operators(tracer), _Functions(tracer):
+            with _Operators(tracer) as operators, _Functions(tracer, operators):
                 output = model(*inputs)
         except TraceError:
             raise
