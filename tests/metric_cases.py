@@ -190,9 +190,9 @@ def observations(monkeypatch: Any) -> dict[str, list[dict[str, int]]]:
     found: dict[str, list[dict[str, int]]] = {"MB": [], "Epoch": [], "Exp": [], "Stream": []}
     emit = PlasticityMetrics._emit
 
-    def spy(self: Any, strategy: Any, granularity: str, seen: Any, *rest: Any) -> Any:
-        found[granularity].append({name: each.count for name, each in seen.statistics.items()})
-        return emit(self, strategy, granularity, seen, *rest)
+    def spy(self: Any, strategy: Any, granularity: str, seen: Any) -> Any:
+        found[granularity].append({name: each.count for name, each in seen.units.statistics.items()})
+        return emit(self, strategy, granularity, seen)
 
     monkeypatch.setattr(PlasticityMetrics, "_emit", spy)
     return found

@@ -66,7 +66,7 @@ def test_the_sampled_line_times_as_many_looks_as_it_says(monkeypatch):
 
         def _looks(self, metric):
             timed = self.timer._count > self.timer.SKIPPED
-            return timed and metric._training.activity is not None and metric._training.activity.attached
+            return timed and (activity := metric._training.observer.activity) is not None and activity.attached
 
     monkeypatch.setattr(watching, "Trainer", Spied)
     list(watching.measure(CPU, 1, [SMALL]))

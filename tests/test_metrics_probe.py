@@ -63,7 +63,7 @@ def test_values_agree_with_a_plain_reference():
     strategy = naive(mlp(torch.float64), metrics, plugins=[seen])
     found = emitted(learn(strategy, stream(dtype=torch.float64)))
     metric = strategy.evaluator.metrics[0]
-    inputs = metric._probe._inputs.numpy()
+    inputs = metric._training._probe._inputs.numpy()
     assert sorted(inputs.tolist()) == sorted(samples.tensors[0].tolist())  # all of them, in some order
     counts = dict.fromkeys(seen.at, 0)
     for name, (_, values) in found.items():
@@ -215,7 +215,7 @@ def test_it_can_be_pickled():
     again = pickle.loads(pickle.dumps(metric))
     strategy.evaluator.metrics = [again]
     strategy.train(stream().train_stream[1])
-    assert torch.equal(again._probe._inputs, metric._probe._inputs)
+    assert torch.equal(again._training._probe._inputs, metric._training._probe._inputs)
 
 
 def test_one_look_serves_a_whole_evaluation(monkeypatch):

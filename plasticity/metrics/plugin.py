@@ -17,16 +17,15 @@ from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
-from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence, Values, gradients
-from plasticity.metrics.observer import GradientObserver, Observer
+from plasticity.metrics.evaluation import EvaluationWatch
+from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence
 from plasticity.metrics.probing import FixedProbe
 from plasticity.metrics.settings import Settings
-from plasticity.metrics.steps import StepWatch
-from plasticity.metrics.tally import Tally
-from plasticity.unit_gradients import GradientStatistics
+from plasticity.metrics.tally import Seen
+from plasticity.metrics.training import TrainingWatch
 
 Emitted = list[MetricValue] | None
-Seen = TypeVar("Seen")
+Each = TypeVar("Each")
 
 
 def plasticity_metrics(
@@ -143,8 +142,7 @@ def plasticity_metrics(
     declared = None if groups is None else UnitGroups(groups)
     fixed = None
     if probe is not None:
-        rows = features if settings.needs("features") else 0
-        fixed = FixedProbe(probe, probe_samples, balanced=balanced, features=rows, groups=declared)
+        fixed = FixedProbe(probe, probe_samples, balanced=balanced, features=settings.rows, groups=declared)
     return [PlasticityMetrics(settings, declared, fixed, exclude)]
 
 
@@ -174,33 +172,11 @@ class PlasticityMetrics(PluginMetric[float]):
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.settings = settings
         self.excluded = Exclusion(exclude)
-        rows = settings.features if settings.needs("features") else 0
-        watched = settings.needs("units") or settings.needs("features")
-        self._probe = probe if watched else None
-        watched = watched and probe is None
-        self._training = self._evaluation = None
-        if watched and settings.in_training:
-            self._training = Observer(rows, wide=settings.epoch, groups=groups, every=settings.every)
-        if watched and settings.in_evaluation:
-            self._evaluation = Observer(rows, wide=settings.stream, shared=True, groups=groups)
+        self._training = TrainingWatch(settings, groups, probe)
+        self._evaluation = EvaluationWatch(settings, groups, probe)
         self._initial: dict[str, Tensor] = {}
         self._model: weakref.ref[nn.Module] | None = None
-        self._gradients: Values = {}
-        looks = settings.in_training and settings.needs("unit_gradients")
-        self._unit_gradients = GradientObserver(groups) if looks else None
-        self._steps = StepWatch() if settings.in_training and settings.needs("steps") else None
-        self._step: Values = {}
-        self._sums: dict[str, dict[str | None, tuple[Tensor, int]]] = {"gradients": {}, "steps": {}}
-        self._seen: Tally | None = None  # on the probe, in this evaluation
-        watching, stepping = self._training is not None, self._steps is not None
-        acting = {
-            "before_forward": watching or stepping,
-            "after_forward": watching or stepping,
-            "before_update": looks or (settings.in_training and settings.needs("gradients")),
-            "after_update": stepping,
-            "after_training_iteration": settings.minibatch,
-        }
-        self.idle_at = frozenset(event for event, acts in acting.items() if not acts)
+        self.idle_at = frozenset(event for event, acts in self._training.acts.items() if not acts)
 
     def result(self) -> float | None:
         """Return None: values are emitted with their names."""
@@ -208,8 +184,8 @@ class PlasticityMetrics(PluginMetric[float]):
 
     def reset(self) -> None:
         """Forget what was seen; the initial parameters stay."""
-        self._restart_training()
-        self._restart_evaluation()
+        self._training.restart()
+        self._evaluation.restart()
 
     # --- training ----------------------------------------------------------------------------------------------
 
@@ -224,66 +200,35 @@ class PlasticityMetrics(PluginMetric[float]):
     def before_training_epoch(self, strategy: Any) -> None:
         """Begin an epoch."""
         self._remember(strategy)
-        self._restart_training()
+        self._training.restart()
 
     def before_forward(self, strategy: Any) -> None:
         """Watch the training forward pass that follows."""
-        if self._training is not None:
-            self._training.begin(strategy)
-        if self._steps is not None:
-            self._steps.begin(strategy)
+        self._training.before_forward(strategy)
 
     def after_forward(self, strategy: Any) -> None:
         """Stop watching."""
-        if self._training is not None:
-            self._training.rest()
-        if self._steps is not None:
-            self._steps.note(strategy)
+        self._training.after_forward(strategy)
 
     def before_update(self, strategy: Any) -> None:
         """Measure the gradient, as the optimizer is about to use it."""
-        if self.settings.in_training and self.settings.needs("gradients"):
-            self._gradients = gradients(unwrap(strategy.model), self.settings.per_layer)
-            self._sum_up("gradients", self._gradients)
-        if self._unit_gradients is not None:
-            self._unit_gradients.look(strategy)
+        self._training.before_update(strategy)
 
     def after_update(self, strategy: Any) -> None:
         """Measure what the step has done to the loss."""
-        if self._steps is not None:
-            share = self._steps.take(strategy)
-            self._step = {} if share is None else {None: share}
-            self._sum_up("steps", self._step)
+        self._training.after_update(strategy)
 
     def after_training_iteration(self, strategy: Any) -> Emitted:
         """Emit what the mini-batch showed."""
-        if not self.settings.minibatch:
-            return None
-        seen = self._training.close() if self._training is not None else self._probed(strategy)
-        norms, self._gradients = self._gradients, {}
-        step, self._step = self._step, {}
-        still = self._unit_gradients.close() if self._unit_gradients is not None else {}
-        return self._emit(strategy, "MB", seen, norms, step, still)
+        return self._emit(strategy, "MB", self._training.close(strategy)) if self.settings.minibatch else None
 
     def after_training_epoch(self, strategy: Any) -> Emitted:
         """Emit what the epoch showed."""
         if not self.settings.epoch:
-            if self._training is not None:
-                self._training.end()
+            self._training.rest()
             return None
-        if self._training is not None:
-            self._training.close()
-        seen = self._probed(strategy) if self._training is None else self._training.wide
-        norms, steps = (
-            {layer: total / count for layer, (total, count) in self._sums[kind].items()}
-            for kind in ("gradients", "steps")
-        )
-        still: dict[str, GradientStatistics] = {}
-        if self._unit_gradients is not None:
-            self._unit_gradients.close()
-            still = self._unit_gradients.wide
-        emitted = self._emit(strategy, "Epoch", seen, norms, steps, still)
-        self._restart_training()  # nothing that is no longer needed goes into a checkpoint
+        emitted = self._emit(strategy, "Epoch", self._training.wide(strategy))
+        self._training.restart()  # nothing that is no longer needed goes into a checkpoint
         return emitted
 
     # --- evaluation --------------------------------------------------------------------------------------------
@@ -291,7 +236,7 @@ class PlasticityMetrics(PluginMetric[float]):
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
         self._remember(strategy)
-        self._restart_evaluation()
+        self._evaluation.restart()
 
     def before_eval_exp(self, strategy: Any) -> None:
         """Note the initial parameters of heads that the evaluation made."""
@@ -299,86 +244,44 @@ class PlasticityMetrics(PluginMetric[float]):
 
     def before_eval_forward(self, strategy: Any) -> None:
         """Watch the forward pass that follows."""
-        if self._evaluation is not None:
-            self._evaluation.begin(strategy)
+        self._evaluation.before_forward(strategy)
 
     def after_eval_forward(self, strategy: Any) -> None:
         """Stop watching."""
-        if self._evaluation is not None:
-            self._evaluation.rest()
+        self._evaluation.after_forward()
 
     def after_eval_exp(self, strategy: Any) -> Emitted:
         """Emit what the experience showed."""
-        seen = self._evaluation.close() if self._evaluation is not None else None
-        if not self.settings.experience:
-            return None
-        return self._emit(strategy, "Exp", self._probed_in_evaluation(strategy) if seen is None else seen)
+        seen = self._evaluation.close(strategy, self.settings.experience)
+        return self._emit(strategy, "Exp", seen) if self.settings.experience else None
 
     def after_eval(self, strategy: Any) -> Emitted:
         """Emit what the whole evaluation showed."""
-        emitted: Emitted = None
-        if self.settings.stream:
-            seen = self._probed_in_evaluation(strategy) if self._evaluation is None else self._evaluation.wide
-            emitted = self._emit(strategy, "Stream", seen)
-        self._restart_evaluation()
+        emitted = self._emit(strategy, "Stream", self._evaluation.wide(strategy)) if self.settings.stream else None
+        self._evaluation.restart()
         return emitted
 
     # --- common ------------------------------------------------------------------------------------------------
 
-    def _restart_training(self) -> None:
-        if self._training is not None:
-            self._training.restart()
-        if self._unit_gradients is not None:
-            self._unit_gradients.restart()
-        self._gradients, self._step = {}, {}
-        self._sums = {"gradients": {}, "steps": {}}
-
-    def _restart_evaluation(self) -> None:
-        self._seen = None
-        if self._evaluation is not None:
-            self._evaluation.restart()
-
-    def _sum_up(self, kind: str, values: Values) -> None:
-        if self.settings.epoch:
-            for layer, value in values.items():
-                total, count = self._sums[kind].get(layer, (0.0, 0))
-                self._sums[kind][layer] = (value + total, count + 1)
-
-    def _probed(self, strategy: Any) -> Tally | None:
-        return None if self._probe is None else self._probe.look(strategy)
-
-    def _probed_in_evaluation(self, strategy: Any) -> Tally | None:
-        if self._seen is None and strategy.experience is not None:
-            self._seen = self._probed(strategy)  # the network stays the same
-        return self._seen
-
-    def _emit(
-        self,
-        strategy: Any,
-        granularity: str,
-        seen: Tally | None,
-        gradient_norms: Values | None = None,
-        steps: Values | None = None,
-        unit_gradients: Mapping[str, GradientStatistics] | None = None,
-    ) -> list[MetricValue]:
+    def _emit(self, strategy: Any, granularity: str, seen: Seen) -> list[MetricValue]:
         if strategy.experience is None:  # an evaluation of no experience: nothing to name, nothing to measure
             return []
         left_out = self.excluded.layers(strategy.model)
 
-        def counted(units: Mapping[str, Seen]) -> dict[str, Seen]:
+        def counted(units: Mapping[str, Each]) -> dict[str, Each]:
             return {name: each for name, each in units.items() if name.partition("#")[0] not in left_out}
 
-        group, rows = group_of(strategy.model), None if seen is None else seen.features()
+        group, rows = group_of(strategy.model), None if seen.units is None else seen.units.features()
         if group is not None and rows is not None:
             rows = cat(rows_of_all(rows, group))
         evidence = Evidence(
             model=unwrap(strategy.model),
-            statistics={} if seen is None else counted(of_all(seen.statistics, group)),
+            statistics={} if seen.units is None else counted(of_all(seen.units.statistics, group)),
             features=rows,
             initial=self._initial,
-            gradients=gradient_norms or {},
-            unit_gradients=counted(unit_gradients or {}),
-            sample_plasticity=steps or {},
+            gradients=seen.gradients,
+            unit_gradients=counted(seen.unit_gradients),
+            sample_plasticity=seen.steps,
             tau=self.settings.tau,
             over_active_bound=self.settings.over_active_bound,
             per_layer=self.settings.per_layer,

@@ -76,3 +76,13 @@ class Settings:
     def needs(self, what: Needs) -> bool:
         """Whether a measure is computed from this."""
         return any(MEASURES[name].needs == what for name in self.measures)
+
+    @property
+    def observed(self) -> bool:
+        """Whether units or representations are looked at."""
+        return self.needs("units") or self.needs("features")
+
+    @property
+    def rows(self) -> int:
+        """How many rows of the representation are kept."""
+        return self.features if self.needs("features") else 0

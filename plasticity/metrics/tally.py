@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from plasticity.activity import UnitStatistics
+from plasticity.metrics.measured import Values
+from plasticity.unit_gradients import GradientStatistics
 
 
 class Tally:
@@ -50,6 +53,22 @@ class Tally:
         """Return the kept rows of the penultimate representation, (rows, width), or None if there are none."""
         rows = torch.cat(self._rows) if self._rows else None
         return rows if rows is not None and len(rows) else None
+
+
+class Seen(NamedTuple):
+    """What one stretch showed.
+
+    Attributes:
+        units: Units and features, if they were looked at.
+        gradients: Norm of the gradients, by layer; None is the whole network.
+        steps: The sample plasticity of its steps, under None.
+        unit_gradients: What was seen of the gradients of units, by group name.
+    """
+
+    units: Tally | None = None
+    gradients: Values = {}
+    steps: Values = {}
+    unit_gradients: Mapping[str, GradientStatistics] = {}
 
 
 def _together(first: UnitStatistics, second: UnitStatistics) -> UnitStatistics:
