@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.finiteness import all_finite
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.outgoing import OutgoingMagnitude, transfer_to_bias
 from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
@@ -137,12 +138,13 @@ class ContinualBackprop:
                 replaced and do not count as mature; another object whenever something has changed.
 
         Returns:
-            How many units were replaced.
+            How many units were replaced, or would have been in a network that is finite.
         """
         seen = [group for group in units if group.name in magnitudes and magnitudes[group.name].count]
         if not seen:
             return 0
         replaced = 0
+        sound: Tensor | None = None
         with torch.no_grad():
             states = [self._state(group, magnitudes[group.name].values) for group in seen]
             self._judge(model, seen, states, magnitudes)
@@ -152,7 +154,10 @@ class ContinualBackprop:
                 gone, number = self._removed.of(group, removed, state.age.device) if removed else (None, 0)
                 count = self._due(state, group.size - number)
                 if count:
-                    self._replace(model, group, state, count, optimizer, generator, initial, gone)
+                    if sound is None:
+                        sound = all_finite([magnitudes[each.name].values for each in seen])
+                    here = sound.to(state.age.device)
+                    self._replace(model, group, state, count, optimizer, generator, initial, gone, here)
                     replaced += count
         return replaced
 
@@ -196,18 +201,27 @@ class ContinualBackprop:
         generator: torch.Generator | None,
         initial: Mapping[str, Tensor] | None,
         gone: Tensor | None,
+        sound: Tensor,
     ) -> None:
+        """Replace units; none where the network is not finite, and none whose utility is not, which begin anew."""
+        broken = ~state.utility.isfinite()
+        for tensor in state.utility, state.age, state.mean:
+            tensor.masked_fill_(broken, 0)
         correction = 1 - torch.pow(self.rule.decay, state.age)
         utility = (state.utility / correction).nan_to_num(torch.finfo(torch.float32).max)
         mature = state.age > self.rule.maturity
-        candidates = torch.where(mature if gone is None else mature & ~gone, utility, float("inf"))
+        ready = mature if gone is None else mature & ~gone
+        candidates = torch.where(ready, utility, float("inf"))
         index = candidates.argsort(stable=True)[:count].sort().values
+        marked = ready[index] & sound
         if self.rule.transfer:
-            transfer_to_bias(model, group, index, (state.mean / correction)[index])
-        reinitialise(model, group, index, optimizer, generator, initial=initial, moments=self.rule.moments)
+            transfer_to_bias(model, group, index, torch.where(marked, (state.mean / correction)[index], 0))
+        reinitialise(
+            model, group, index, optimizer, generator, initial=initial, moments=self.rule.moments, marked=marked
+        )
         for tensor in state.utility, state.age, state.mean, state.outgoing:
-            tensor[index] = 0
-        state.replaced[index] += 1
+            tensor[index] = torch.where(marked, 0, tensor[index])
+        state.replaced[index] += marked.to(torch.int64)
 
     def _state(self, group: UnitGroup, like: Tensor) -> _Units:
         state = self._units.get(group.name)

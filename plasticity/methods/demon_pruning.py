@@ -106,13 +106,20 @@ def penalised(model: nn.Module, units: UnitGroups, regularise: Regularise = "sca
     return [Penalised(p, None if bool(rows.all()) else rows.to(p.device), lasso) for p, rows, lasso in marked.values()]
 
 
-def add_penalty_gradient(entries: list[Penalised], strength: float) -> None:
-    """Add the gradient of the penalty, times its strength, to those of the parameters that have one."""
+def add_penalty_gradient(entries: list[Penalised], strength: float, scale: Tensor | None = None) -> None:
+    """Add the gradient of the penalty, times its strength, to those of the parameters that have one.
+
+    Args:
+        entries: What it acts on.
+        strength: Of the penalty.
+        scale: 0-dim, by which the loss was multiplied before the backward pass; None: 1.
+    """
     gradients, pulls = [], []
     with torch.no_grad():
         for parameter, rows, lasso in entries:
             if parameter.grad is not None:
                 pull = parameter.sign() if lasso else parameter.detach()
+                pull = pull if scale is None else pull * scale
                 gradients.append(parameter.grad)
                 pulls.append(pull if rows is None else pull * rows.view(-1, *[1] * (pull.dim() - 1)))
         if gradients:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.finiteness import all_finite
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
 from plasticity.methods.watching import BatchSums
@@ -139,6 +140,7 @@ class SelfNormalizedResets:
         self._largest_batch = max(self._largest_batch, samples)
         seen = [group for group in units if group.name in magnitudes and magnitudes[group.name].count]
         checked = False
+        sound: Tensor | None = None
         with torch.no_grad():
             states = [self._state(group, magnitudes[group.name].values) for group in seen]
             self._count(states, [magnitudes[group.name].values for group in seen], samples)
@@ -148,7 +150,9 @@ class SelfNormalizedResets:
                 if gone is not None:
                     state.due &= ~gone
                 if state.updates % self.rule.check_every == 0 and self.rule.maximum_share > 0:
-                    self._renew(model, group, state, optimizer, generator, initial)
+                    if sound is None:
+                        sound = all_finite([magnitudes[each.name].values for each in seen])
+                    self._renew(model, group, state, optimizer, generator, initial, sound.to(state.due.device))
                     checked = True
                 if state.updates % self.rule.refresh == 0:
                     self._refresh(state)
@@ -165,7 +169,7 @@ class SelfNormalizedResets:
         for device in dict.fromkeys(each.device for each in sums):
             here = [number for number, each in enumerate(sums) if each.device == device]
             units = self._joined([states[number] for number in here], device)
-            fired = torch.cat([sums[number] for number in here]) > 0
+            fired = torch.cat([sums[number] for number in here]) != 0  # NaN is not silent
             wakes = fired & ~units.due
             place = torch.bucketize(units.age, self._bounds_on(device), right=True)[:, None]
             units.stretches.scatter_add_(1, place, wakes[:, None].to(torch.int32))
@@ -196,11 +200,12 @@ class SelfNormalizedResets:
         optimizer: Optimizer | None,
         generator: torch.Generator | None,
         initial: Mapping[str, Tensor] | None,
+        sound: Tensor,
     ) -> None:
-        """Make the first due units new, as many as may be at a time."""
+        """Make the first due units new, as many as may be at a time; none where the network is not finite."""
         room = math.ceil(self.rule.maximum_share * group.size - 1e-9)
         index = state.due.to(torch.int8).argsort(descending=True, stable=True)[:room]
-        marked = state.due[index]
+        marked = state.due[index] & sound
         reinitialise(
             model, group, index, optimizer, generator, initial=initial, moments=self.rule.moments, marked=marked
         )
@@ -209,7 +214,7 @@ class SelfNormalizedResets:
         state.stretches[index, place] += marked.to(torch.int32)
         state.age[index] = torch.where(marked, 0, age)
         state.recycled[index] += marked.to(torch.int64)
-        state.due[index] = False
+        state.due[index] &= ~marked
 
     def _refresh(self, state: _Units) -> None:
         """Set the thresholds by the stretches since they were set last."""

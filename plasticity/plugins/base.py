@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 from plasticity.distributed import batches_of_all, group_of, require_agreement, share_buffers
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
+from plasticity.finiteness import CheckedProbe, NonFiniteError, nonfinite_weights
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.inputs import model_inputs
 from plasticity.plugins.publishing import publish
 from plasticity.plugins.removed import removed_units, still_removed
+from plasticity.plugins.withholding import reason_to_withhold, withhold
 from plasticity.preview import Preview, changed_parameters, sizes, twins
 from plasticity.probe import Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
@@ -202,14 +204,31 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def intervene(self, strategy: Any) -> None:
         """Treat the network now and report it to the strategy's loggers and in `history`.
 
-        What any plugin has removed from the network stays removed.
+        What any plugin has removed from the network stays removed. Where the network is not finite nothing is treated,
+        and a warning says why; `history` then has the reason under "withheld".
+        """
+        reason = reason_to_withhold(strategy)
+        if reason is None:
+            try:
+                self._treat_now(strategy)
+            except NonFiniteError as found:
+                reason = str(found)
+        if reason is not None:
+            self.history.append({"iteration": self._iterations, **withhold(self, strategy, reason)})
+
+    def _treat_now(self, strategy: Any) -> None:
+        """Treat a network whose weights are finite.
+
+        Raises:
+            NonFiniteError: If its units or outputs are not; nothing has changed then.
         """
         if self._units is None:
             self._units = self.resolve(strategy)
         gone, self._removed = still_removed(strategy), removed_units(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
-        subject = strategy.model, self._units, self.probe(strategy), strategy.optimizer, generator
+        probe = CheckedProbe(self.probe(strategy).batches)
+        subject = strategy.model, self._units, probe, strategy.optimizer, generator
         told: dict[str, Any] = {}
         if self.dry_run:
             self.latest = self._rehearse(*subject, strategy)
@@ -250,18 +269,24 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             What would be treated; `print` shows it.
 
         Raises:
-            UserError: If the network has no units to treat, or cannot be copied; says so for methods that need more
-                than inputs, which `dry_run=True` gives them.
+            UserError: If the network has no units to treat, is not finite, or cannot be copied; says so for methods
+                that need more than inputs, which `dry_run=True` gives them.
         """
         recent = RecentInputs(self.probe_samples)
         for batch in batches:
             recent.add(batch if isinstance(batch, tuple) else (batch,))
-        probe = recent.probe()
+        reason = nonfinite_weights(model)
+        if reason is not None:
+            raise UserError(f"{type(self).__name__} would treat nothing: {reason}")
+        probe = CheckedProbe(recent.probe().batches)
         units = self.units_of(model, probe.example)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
         used = optimizer if optimizer is not None else torch.optim.SGD([nn.Parameter(torch.zeros(()))])
-        return self._rehearse(model, units, probe, used, generator)
+        try:
+            return self._rehearse(model, units, probe, used, generator)
+        except NonFiniteError as found:
+            raise UserError(f"{type(self).__name__} would treat nothing: {found}") from None
 
     def _rehearse(
         self,

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from plasticity.distributed import group_of, own_copy, process_count
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
+from plasticity.finiteness import NonFiniteError, all_finite
 from plasticity.methods.dash import DASHRule, descent_direction, shrink_by_direction
 from plasticity.methods.parameters import Entry
 from plasticity.plugins.arguments import change_rule
@@ -87,7 +88,7 @@ class DASHPlugin(WholeWeightPlugin):
             super().intervene(strategy)
         finally:
             self._strategy = None
-        if len(self.history) > treatments:
+        if len(self.history) > treatments and "withheld" not in self.history[-1]:
             self.history[-1].update(gradient_samples=self._cost[0], gradient_batches=self._cost[1])
 
     def preview(
@@ -107,6 +108,8 @@ class DASHPlugin(WholeWeightPlugin):
         """Shrink once."""
         with torch.enable_grad(), _untouched(model, self._strategy.device, generator):
             direction = descent_direction(model, self._losses(model), self.rule.smoothing)
+        if direction and not bool(all_finite(direction.values())):
+            raise NonFiniteError("the gradients of the experience that begins are NaN or infinite")
         return shrink_by_direction(model, direction, self.rule.threshold, self.excluded.tensors(model))
 
     def _losses(self, model: nn.Module) -> Iterator[Tensor]:

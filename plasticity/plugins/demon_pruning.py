@@ -36,6 +36,7 @@ from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.inputs import model_inputs
+from plasticity.plugins.loss_scale import LossScale
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
 from plasticity.preview import Preview
@@ -125,6 +126,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         self._done: Pruning | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._penalised: list[Penalised] | None = None
+        self._scale = LossScale()
         self._noise: AsymmetricNoise | None = None
         self._bound: BoundPrunedUnits | None = None
 
@@ -185,13 +187,18 @@ class DemonPruningPlugin(TreatmentPlugin):
         if self.rule.gate == "units" and self.strength(self.rule.noise_std) > 0:
             self._observer.begin(strategy)
 
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Make ready to see by how much the loss is scaled."""
+        if self.strength(self.rule.regularisation) > 0:
+            self._scale.ask(strategy)
+
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the gradient of the penalty."""
-        strength = self.strength(self.rule.regularisation)
+        strength, scale = self.strength(self.rule.regularisation), self._scale.take(strategy, self)
         if strength > 0:
             if self._penalised is None:
                 self._penalised = penalised(strategy.model, self._present_units(strategy), self.rule.regularise)
-            add_penalty_gradient(self._penalised, strength)
+            add_penalty_gradient(self._penalised, strength, scale)
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep pruned units out of the gradient."""

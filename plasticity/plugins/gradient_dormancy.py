@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from plasticity.distributed import group_of
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
+from plasticity.finiteness import NonFiniteError, all_finite
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.watching import BatchSums, GradientActivity, sums_of_all
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
+from plasticity.plugins.loss_scale import LossScale
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.preview import Preview
@@ -74,6 +76,8 @@ class GradientDormancyPlugin(RecyclingPlugin):
         self.batches = batches
         self._collected: list[tuple[int, dict[str, BatchSums]]] = []
         self._observer = ForwardObserver(self._watching, self.groups)
+        self._scale = LossScale()
+        self._watched_at: Tensor | None = None  # the scale of the loss
 
     def _watching(self, model: nn.Module, units: UnitGroups) -> GradientActivity:
         return GradientActivity(model, self.excluded.treatable(model, units), before=self.rule.gradient == "before")
@@ -81,19 +85,26 @@ class GradientDormancyPlugin(RecyclingPlugin):
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
     ) -> Treatment:
-        """Recycle the units that hardly got a gradient."""
+        """Recycle the units that hardly got a gradient.
+
+        Raises:
+            NonFiniteError: If the gradients of no mini-batch are finite.
+        """
         collected, self._collected = self._collected, []
         totals: dict[str, BatchSums] = {}
-        for _, sums in collected:
+        finite = _finite(collected)  # a gradient scaler has passed over the others
+        for _, sums in finite:
             for name, part in sums.items():
                 before = totals.get(name)
                 if before is None or before.values.shape != part.values.shape:
                     totals[name] = part
                 else:
                     totals[name] = BatchSums(before.values + part.values, before.count + part.count)
-        samples = sum(number for number, _ in collected)
+        samples = sum(number for number, _ in finite)
         if group_of(model) is not None:
             (totals,), samples = sums_of_all([totals], units, samples, group_of(model))
+        if collected and not totals:
+            raise NonFiniteError(f"all gradients of the latest {len(collected)} mini-batches are NaN or infinite")
         return recycle_gradient_dormant_units(
             model, units, totals, samples, probe, self.rule, optimizer, generator, self._initial, self._removed
         )
@@ -123,17 +134,33 @@ class GradientDormancyPlugin(RecyclingPlugin):
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
 
+    @property
+    def _near(self) -> bool:
+        """Whether a treatment is so near that gradients count for it."""
+        return not isinstance(self.every, int) or self.every - self._iterations % self.every <= self.batches
+
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Watch the pass that comes, if a treatment is near."""
-        if not isinstance(self.every, int) or self.every - self._iterations % self.every <= self.batches:
+        if self._near:
             self._observer.begin(strategy)
 
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Make ready to see by how much the loss is scaled."""
+        if self._near:
+            self._scale.ask(strategy)
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Note the scale of the loss."""
+        self._watched_at = self._scale.take(strategy, self)
+
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep the gradients of the latest mini-batches."""
+        """Keep the gradients of the latest mini-batches, in units of the loss."""
         activity = self._observer.activity
         self._observer.require_pass(strategy)
         if activity is not None and activity.latest:
-            self._collected = [*self._collected, (len(strategy.mb_x), activity.latest)][-self.batches :]
+            scale = 1.0 if self._watched_at is None else self._watched_at
+            latest = {name: BatchSums(each.values / scale, each.count) for name, each in activity.latest.items()}
+            self._collected = [*self._collected, (len(strategy.mb_x), latest)][-self.batches :]
             activity.clear()
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -160,8 +187,16 @@ class GradientDormancyPlugin(RecyclingPlugin):
         self._observer = ForwardObserver(self._watching, self.groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_observer"}
+        state = {key: value for key, value in super().__getstate__().items() if key != "_observer"}
+        return {**state, "_watched_at": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._observer = ForwardObserver(self._watching, self.groups)
+
+
+def _finite(collected: list[tuple[int, dict[str, BatchSums]]]) -> list[tuple[int, dict[str, BatchSums]]]:
+    """Return the mini-batches whose gradients are all finite; asks the device once."""
+    marks = [all_finite([part.values for part in sums.values()]) for _, sums in collected if sums]
+    known = iter(torch.stack(marks).tolist() if marks else [])
+    return [each for each in collected if each[1] and next(known)]

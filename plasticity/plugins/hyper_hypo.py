@@ -166,7 +166,9 @@ class HyperHypoPlugin(TreatmentPlugin):
         treatments = len(self.history)
         super().before_training_exp(strategy, *args, **kwargs)
         self.masks.apply(strategy.model)
-        if len(self.history) > treatments:
+        if len(self.history) > treatments and "withheld" in self.history[-1]:
+            self._entries, self._iterations_left = {}, 0
+        elif len(self.history) > treatments:
             self._iterations_left = None
             if self.self_label and not self.dry_run:
                 self.history[-1]["self_labelled"] = 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.methods.parameters import Entry
+from plasticity.plugins.loss_scale import LossScale
 from plasticity.plugins.steps import StepPlugin
 from plasticity.values import in_range
 
@@ -22,8 +21,8 @@ class PenaltyPlugin(StepPlugin):
 
     The gradient is added rather than the penalty itself, since only then is it known which parameters the loss has
     reached: the others are left alone. It comes before the gradient is clipped, masked or used. It is in the loss's own
-    units even where the loss is scaled, as for mixed precision: a 0 that is added to the loss has the scale for its
-    gradient. Plugins that project gradients after the backward pass (GEM, A-GEM) see it if they come later in the list.
+    units even where the loss is scaled, as for mixed precision: see `plasticity.plugins.loss_scale`. Plugins that
+    project gradients after the backward pass (GEM, A-GEM) see it if they come later in the list.
 
     Args:
         strength: Of the penalty; 0 leaves everything untouched.
@@ -31,7 +30,8 @@ class PenaltyPlugin(StepPlugin):
         dry_run: Treat nothing, but tell in `history` and to the loggers what would be treated, and why.
 
     Raises:
-        UserError: If the strength is negative; while training, if another plugin has put another loss in place.
+        UserError: If the strength is negative; while training, if another plugin has put another loss in place, or
+            gradients are not scaled any more right after the backward pass.
     """
 
     method = "penalty"
@@ -41,7 +41,7 @@ class PenaltyPlugin(StepPlugin):
         super().__init__(exclude=exclude, dry_run=dry_run)
         self.strength = in_range("strength", strength)
         self._entries: list[Entry] = []
-        self._one: Tensor | None = None
+        self._scale = LossScale()
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -67,22 +67,15 @@ class PenaltyPlugin(StepPlugin):
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Make ready to see by how much the loss is scaled."""
         if self.strength > 0 and not self.dry_run:
-            self._one = torch.zeros((), device=strategy.loss.device, requires_grad=True)
-            strategy.loss = strategy.loss + self._one
+            self._scale.ask(strategy)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the gradient."""
         if self.strength > 0:
             self._steps += 1
-        if self._one is None:
-            return
-        scale, self._one = self._one.grad, None
-        if scale is None:
-            raise UserError(
-                f"{type(self).__name__}: another plugin has replaced the strategy's loss instead of adding to it; "
-                f"put {type(self).__name__} behind it"
-            )
-        self.add_gradient(self._entries, scale)
+        scale = self._scale.take(strategy, self)
+        if scale is not None:
+            self.add_gradient(self._entries, scale)
 
     def acts_on(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that are penalised, by qualified name."""
@@ -99,4 +92,4 @@ class PenaltyPlugin(StepPlugin):
         self._entries = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_entries": [], "_one": None}
+        return {**self.__dict__, "_entries": []}

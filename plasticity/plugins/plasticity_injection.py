@@ -74,7 +74,8 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
     def intervene(self, strategy: Any) -> None:
         """Act, if it is time and was not done yet."""
         experience = getattr(strategy.experience, "origin_experience", strategy.experience)
-        if self.history or experience.current_experience < self.experience:
+        given = any("withheld" not in entry for entry in self.history)
+        if given or experience.current_experience < self.experience:
             return
         self._kept = still_removed(strategy)
         try:

@@ -23,6 +23,7 @@ from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import Parts
 from plasticity.plugins.whole_weights import WholeWeightPlugin
+from plasticity.plugins.withholding import note_divergence
 from plasticity.removal import Removal
 
 _PRESET_OF = {"experience": "ash2020", "step": "kumar2023", "interpolate": "fire2026"}
@@ -133,7 +134,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         """Report on "step", and let go of the parameters, which may be replaced."""
         if self._parts.complete(strategy.experience) and self._steps:
             experience = int(strategy.experience.current_experience)
-            told = {"dry_run": True} if self.dry_run else {}
+            told = {**({"dry_run": True} if self.dry_run else {}), **note_divergence(self, strategy)}
             self.history.append({"experience": experience, "method": self.method, "steps": self._steps, **told})
             self._steps = 0
         self._keep_noise_state()

@@ -13,6 +13,7 @@ from torch import nn
 from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.plugins.beside import refuse_conflicts
+from plasticity.plugins.withholding import note_divergence
 from plasticity.preview import Preview
 
 
@@ -76,6 +77,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
                     "steps": self._steps,
                     **({"dry_run": True} if self.dry_run else {}),
                     **self.summary(strategy.model),
+                    **note_divergence(self, strategy),
                 }
             )
         self._steps = 0

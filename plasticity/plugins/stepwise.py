@@ -20,6 +20,7 @@ from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.publishing import publish
 from plasticity.plugins.recycling import RecyclingPlugin
 from plasticity.plugins.removed import keep_removed
+from plasticity.plugins.withholding import note_divergence
 from plasticity.preview import Preview, keep_in_step, sizes, twins
 from plasticity.probe import Probe
 
@@ -139,6 +140,7 @@ class StepwisePlugin(RecyclingPlugin):
                 },
                 "recycled": recycled,
                 **({"dry_run": True} if self.dry_run else {}),
+                **note_divergence(self, strategy),
             }
         )
         if len(self.history) == 1 and self._observer.activity is not None:
