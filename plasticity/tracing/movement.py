@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from plasticity.tracing.directions import factors, merged_directions
-from plasticity.tracing.labels import Plane, Value, compact, overlay
+from plasticity.tracing.labels import Plane, Value, compact, overlay, varying_dims
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.operations import RULES, Operation, merged_norms, mix, rule, tensors
 
@@ -30,6 +30,9 @@ def move(ledger: Ledger, operation: Operation) -> None:
     data = len(tensors(operation.args[:1]))  # the tensors behind them choose elements
     if any(value is not None for value in operation.before[data:]):
         mix(ledger, operation, f"its value chooses elements ({operation.place()})")
+        return
+    if _input_chooses_units(ledger, operation, operation.before[:data], operation.inputs[data:]):
+        mix(ledger, operation, f"the input chooses among units ({operation.place()})")
         return
     outputs = operation.results
     if operation.name in _RESHAPES and outputs[0].numel() != operation.inputs[0].numel():  # seen as another data type
@@ -66,6 +69,26 @@ def move(ledger: Ledger, operation: Operation) -> None:
     directions = merged_directions(ledger, values)
     for output, kept in zip(outputs, planes, strict=True):
         ledger.record(output, Value(overlay(kept), norms, directions))
+
+
+def _input_chooses_units(
+    ledger: Ledger, operation: Operation, values: Sequence[Value | None], others: Sequence[Tensor]
+) -> bool:
+    """Say whether another input could give other units of the same tensor: this pass then shows one choice of many."""
+    if not any(ledger.holds_data(tensor) for tensor in others):
+        return False
+    varying = set(varying_dims(plane for value in values if value is not None for plane in value.planes))
+    if operation.name in ("gather", "index_select"):
+        return int(operation.args[1]) % operation.inputs[0].dim() in varying
+    if operation.name != "index":
+        return bool(varying)
+    dim, chosen = 0, set()
+    for index in operation.args[1]:
+        width = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        if index is not None and ledger.holds_data(index):
+            chosen.update(range(dim, dim + width))
+        dim += width
+    return bool(chosen & varying)
 
 
 @rule("clone detach alias contiguous lift lift_fresh lift_fresh_copy _to_copy to _conj resolve_conj resolve_neg")
