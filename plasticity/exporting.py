@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.architecture.crelu import CReLU
-from plasticity.architecture.injection import Injection
+from plasticity.architecture.injected import Injection
 from plasticity.architecture.merging import merge
 from plasticity.architecture.rewriting import Example
 from plasticity.errors import UserError

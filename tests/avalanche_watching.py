@@ -7,7 +7,7 @@ import torch
 from avalanche.training.plugins import LFLPlugin, LwFPlugin, SupervisedPlugin
 
 from plasticity.activity import Activity
-from plasticity.architecture.injection import Injection
+from plasticity.architecture.injected import Injection
 from plasticity.plugins.removed import removed_by
 from plasticity.probe import Probe
 

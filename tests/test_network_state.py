@@ -13,7 +13,7 @@ from torch import nn
 
 from plasticity import UnitGroups, find_units
 from plasticity.architecture import inject_plasticity
-from plasticity.architecture.injection import Injection
+from plasticity.architecture.injected import Injection
 from plasticity.errors import UserError
 from plasticity.network_state import load_network_state, load_optimizer_state, network_state, optimizer_state
 from plasticity.optim import UPGD

@@ -2,7 +2,8 @@
 
 from plasticity.architecture.activations import with_activation
 from plasticity.architecture.crelu import CReLU, register_crelu, with_crelu
-from plasticity.architecture.injection import Injection, inject_plasticity
+from plasticity.architecture.injected import Injection
+from plasticity.architecture.injection import inject_plasticity
 from plasticity.architecture.normalisation import with_layer_norm
 from plasticity.architecture.rewriting import Change, changes
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from plasticity.architecture.crelu import CReLU
-from plasticity.architecture.injection import Injection
+from plasticity.architecture.injected import Injection
 from plasticity.architecture.rewriting import Example, replace
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, layer
@@ -128,7 +128,7 @@ def _merge_injection(model: nn.Module, example: Example) -> None:
     for home in list(model.modules()):
         for key, injection in list(home._modules.items()):
             if isinstance(injection, Injection):
-                parts, layers, first = injection.parts(), injection.layers(), injection.first()
+                parts, layers, first = injection.parts(), injection.layers(), injection.head()[0]
                 injection.detach()
                 del home._modules[key]
                 idle = all(torch.equal(now, begun) for _, now, begun in parts.values())
