@@ -215,7 +215,8 @@ def _treat(
             break
         weight = layer(model, write.layer).weight
         assert isinstance(weight, Tensor)
-        where = torch.zeros_like(weight, dtype=torch.bool).view(len(weight), -1)
+        # Not `zeros_like`: of weights with their channels last in memory that cannot be seen as rows.
+        where = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).view(len(weight), -1)
         some = []
         for rows in write.rows.to(index.device)[chosen].split(max(1, _AT_ONCE // where.shape[1])):
             remove = select_connections(model, write, rows, inputs.get(write.layer), masks, rule)
