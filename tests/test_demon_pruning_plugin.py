@@ -171,8 +171,8 @@ def test_steps_of_replay_and_of_online_streams_are_counted():
     assert spy.strengths == [one_cycle(step, 3, 1.0) for step in range(3)] * 3
     online = list(split_online_stream(stream().train_stream, 8, access_task_boundaries=False))
     with pytest.raises(UserError, match="give total_steps"):
-        run([demon()], FixedHead, online, train_epochs=1)
-    run([demon(total_steps=9)], FixedHead, online, train_epochs=1)
+        run([demon(every=3)], FixedHead, online, train_epochs=1)
+    run([demon(every=3, total_steps=9)], FixedHead, online, train_epochs=1)
 
 
 class Normalised(Network):

@@ -21,6 +21,7 @@ from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.inputs import model_inputs
+from plasticity.plugins.parts import Parts
 from plasticity.plugins.publishing import publish
 from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.plugins.withholding import reason_to_withhold, withhold
@@ -39,8 +40,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     Subclasses implement `treat`, and `tell_others` if other plugins have to follow.
 
     Args:
-        every: When to treat: "experience", before each experience but the first; "epoch", after each epoch; or a
-            number of iterations.
+        every: When to treat: "experience", before each experience but the first; "epoch", after each epoch, and at the
+            end of an experience that an online stream shows in parts; or a number of iterations.
         probe_samples: On how many training samples units are judged, at most; they are the latest ones, and no more
             than the experience has, so that its epochs count once.
         seed: Seed of the plugin's own random generator.
@@ -90,6 +91,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._generator_state = torch.Generator().manual_seed(check_seed(seed)).get_state()
         self._recent = RecentInputs(probe_samples)
         self._online = 0
+        self._shown = Parts()
+        self._last_part = True
         self._iterations = 0
         self._units: UnitGroups | None = None
         self._left_alone: dict[str, str] = {}
@@ -133,8 +136,10 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             UserError: If an online stream does not tell where they are: it would be treated before every few samples.
         """
         online = isinstance(strategy.experience, OnlineCLExperience)
-        if online and self.between and not strategy.experience.access_task_boundaries:
-            raise UserError(f"{type(self).__name__} needs a stream that tells the boundaries of its experiences")
+        if online and (self.between or self.every == "epoch") and not strategy.experience.access_task_boundaries:
+            other = ", or every= a number of iterations" if self.every == "epoch" else ""
+            raise UserError(f"{type(self).__name__} needs a stream that tells the boundaries of its experiences{other}")
+        self._last_part = self._shown.complete(strategy.experience)
         self._units = None
         if self.every == "experience" and self._recent.samples and _at_task_boundary(strategy.experience):
             self.intervene(strategy)
@@ -153,8 +158,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             self.intervene(strategy)
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Treat after each epoch, if asked for."""
-        if self.every == "epoch":
+        """Treat after each epoch, if asked for; a few samples of an online stream are none."""
+        if self.every == "epoch" and self._last_part:
             self.intervene(strategy)
 
     # --- doing it ----------------------------------------------------------------------------------------------
@@ -319,6 +324,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             "iterations": self._iterations,
             "limit": self._recent.limit,
             "online": self._online,
+            "shown": self._shown.seen,
             "history": [dict(entry) for entry in self.history],
             "probe": [
                 tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
@@ -331,6 +337,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._generator_state = state["generator"].clone()
         self._iterations = int(state["iterations"])
         self._online = int(state["online"])
+        self._shown.seen = int(state.get("shown", 0))  # not there in states of before
         self.history = [dict(entry) for entry in state["history"]]
         self._recent = RecentInputs(int(state["limit"]))
         for batch in state["probe"]:

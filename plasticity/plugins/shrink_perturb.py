@@ -20,8 +20,8 @@ from plasticity.methods.shrink_perturb import (
     shrink_and_perturb_step,
 )
 from plasticity.plugins.arguments import change_rule
+from plasticity.plugins.parts import Parts
 from plasticity.plugins.removed import keep_removed
-from plasticity.plugins.steps import Parts
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 from plasticity.plugins.withholding import note_divergence
 from plasticity.removal import Removal

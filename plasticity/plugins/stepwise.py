@@ -92,7 +92,7 @@ class StepwisePlugin(RecyclingPlugin):
         if starts_anew(strategy, strategy.model, self._model):  # as with GDumb
             self.forget()
         self._model = weakref.ref(strategy.model)
-        self._samples, self._twin = 0, None
+        self._twin = None
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Watch the pass that comes."""
@@ -120,10 +120,12 @@ class StepwisePlugin(RecyclingPlugin):
         """Nothing: what there is to do is done after the update."""
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Report what was done in the experience."""
+        """Report what was done in the experience; of an online stream that tells boundaries, when it is over."""
         require_agreement(strategy.model, group_of(strategy.model), type(self).__name__)
         self._observer.end()
         self._twin = None
+        if not self._shown.complete(strategy.experience) and strategy.experience.access_task_boundaries:
+            return
         found = self.replacements()
         experience = int(strategy.experience.current_experience)
         recycled = sum(map(sum, found.values()))
@@ -143,6 +145,7 @@ class StepwisePlugin(RecyclingPlugin):
                 **note_divergence(self, strategy),
             }
         )
+        self._samples = 0
         if len(self.history) == 1 and self._observer.activity is not None:
             self.history[0]["skipped"] = {**self._observer.activity.skipped, **self._left_alone}
         publish(strategy, self.method, {"recycled": recycled}, dry_run=self.dry_run)
