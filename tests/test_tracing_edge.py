@@ -5,6 +5,7 @@ import slow_private
 import torch
 import torch.nn.functional as F
 from cases import Net
+from cases_leaks import LEAKS
 from cases_traps import TRAPS
 from cases_weights import WEIGHTS
 from torch import nn
@@ -13,7 +14,7 @@ from plasticity import find_units, watch
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad", "ignore:Sparse")
-@pytest.mark.parametrize("case", [*TRAPS, *WEIGHTS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*TRAPS, *LEAKS, *WEIGHTS], ids=lambda case: case.name)
 def test_traps(case):
     model, batches = case.model(), case.inputs()
     units = find_units(model, batches[0])
@@ -30,6 +31,9 @@ REASONS = {
     "written through a view": "its memory is overwritten through another view",
     "kept in a buffer": "it is kept in `memory`",
     "kept in an attribute": "it is kept in `memory`",
+    "kept in an object": "it is kept after the forward pass",
+    "an array of the same memory": "its memory is also that of an array outside of PyTorch",
+    "gathered by the input": "the input chooses among units (`gather`)",
     "one row for several units": "one row of `a` writes several of its units",
     "concatenated with the input before the activation": "some of its units are written by no Linear or Conv layer",
     "a weight among the outputs": "the weight of `a` is used more than once",
@@ -49,7 +53,7 @@ REASONS = {
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad", "ignore:Sparse")
 @pytest.mark.parametrize("name", REASONS)
 def test_reasons(name):
-    (case,) = [case for case in (*TRAPS, *WEIGHTS) if case.name == name]
+    (case,) = [case for case in (*TRAPS, *LEAKS, *WEIGHTS) if case.name == name]
     group = next(iter(find_units(case.model(), case.inputs()[0])))
     assert not group.private
     assert group.reason == REASONS[name]

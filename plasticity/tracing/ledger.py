@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from plasticity.errors import TraceError
 from plasticity.groups import WEIGHT_LAYERS
@@ -82,6 +83,7 @@ class Ledger:
         self._held: dict[int, list[Value]] = {}
         self._alive: list[torch.UntypedStorage] = []
         self._data: dict[int, torch.UntypedStorage] = {}
+        self._shown: dict[int, torch.UntypedStorage] = {}
 
     # --- units -------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,8 @@ class Ledger:
                 self.escape(value.labels(), "it becomes part of a sparse or nested tensor")
             return
         number = key[0]
+        if value is not None and (number in self._shown or not memory.resizable()):
+            self.escape(value.labels(), "its memory is also that of an array outside of PyTorch")
         if value is None and number not in self._held:
             return
         if number not in self._held:
@@ -154,6 +158,18 @@ class Ledger:
         self._values[key] = (value if value is not None else Value(()), self._clock[number])
         if value is not None:
             self._held[number].append(value)
+
+    def show(self, tensor: Tensor) -> None:
+        """Note that somebody outside of PyTorch has the address of a tensor, and sees what is written to it."""
+        memory = storage(tensor)
+        if memory is not None:
+            self._shown[memory._cdata] = memory
+
+    def let_go(self) -> list[tuple[StorageWeakRef, list[Value]]]:
+        """Forget all tensors, and return what those that held units depended on, to see whether any lives on."""
+        held = [(StorageWeakRef(memory), self._held[memory._cdata]) for memory in self._alive]
+        self._alive, self._data, self._shown = [], {}, {}
+        return held
 
     def holds_data(self, tensor: Tensor) -> bool:
         """Return whether a tensor depends on the inputs of the model, through units or otherwise."""

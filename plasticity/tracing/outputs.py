@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -35,6 +36,20 @@ def close(ledger: Ledger, model: nn.Module, output: Any) -> None:
                     ledger.escape(
                         value.labels(), f"it is kept in `{path}.{name}`" if path else f"it is kept in `{name}`"
                     )
+
+
+def let_go(ledger: Ledger) -> None:
+    """Let what outlives the forward pass escape: a later pass may see it.
+
+    Attributes of the model have been looked at; what is left are caches in other objects and closures.
+    """
+    held = ledger.let_go()
+    if not all(memory.expired() for memory, _ in held):
+        gc.collect()  # in a cycle, perhaps
+    for memory, values in held:
+        if not memory.expired():
+            for value in values:
+                ledger.escape(value.labels(), "it is kept after the forward pass")
 
 
 def _kept_tensors(name: str, kept: Any) -> list[Tensor]:

@@ -21,7 +21,7 @@ from plasticity.tracing.branches import branches_of
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS, activation_name
 from plasticity.tracing.hooks import unwatched
 from plasticity.tracing.ledger import Ledger
-from plasticity.tracing.outputs import close
+from plasticity.tracing.outputs import close, let_go
 from plasticity.tracing.parameters import storage
 from plasticity.tracing.preserve import preserved, uncompiled
 from plasticity.tracing.sites import open_site
@@ -145,6 +145,7 @@ class _Functions(TorchFunctionMode):
                 return self.operators.follow(_WHOLE[func], args, kwargs)
         if func in _LEAVES_PYTORCH:
             value = ledger.value(args[0])
+            ledger.show(args[0])
             if value is not None:
                 ledger.escape(value.labels(), f"its value leaves PyTorch by {func.__name__}() in `{tracer.where}`")
         if func not in WATCHED_FUNCTIONS:
@@ -268,4 +269,6 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
                 f"{message[0] if message else 'no message'}; {hint}{BY_HAND}"
             ) from error
         close(ledger, model, output)
+    del output, inputs
+    let_go(ledger)
     return ledger
