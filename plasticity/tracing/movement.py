@@ -82,7 +82,8 @@ def _input_chooses_units(
         return int(operation.args[1]) % operation.inputs[0].dim() in varying
     if operation.name != "index":
         return bool(varying)
-    dim, chosen = 0, set()
+    dim = 0
+    chosen: set[int] = set()
     for index in operation.args[1]:
         width = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
         if index is not None and ledger.holds_data(index):
