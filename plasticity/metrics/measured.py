@@ -124,11 +124,12 @@ def _with_whole(layers: dict[str, Tensor], per_layer: bool) -> Values:
     return values
 
 
+NON_FINITE = "NonFiniteUnits"
 MEASURES: dict[str, Measured] = {
     "DeadUnits": Measured("units", lambda e: _units(measures.dead_fraction, e)),
     "DormantUnits": Measured("units", lambda e: _units(measures.dormant_fraction, e, tau=e.tau)),
     "OverActiveUnits": Measured("units", lambda e: _units(measures.over_active_fraction, e, bound=e.over_active_bound)),
-    "NonFiniteUnits": Measured("units", lambda e: _units(measures.nonfinite_fraction, e)),
+    NON_FINITE: Measured("units", lambda e: _units(measures.nonfinite_fraction, e)),
     "NotLearningUnits": Measured(
         "unit_gradients", lambda e: _of_groups(measures.not_learning_fraction, e.unit_gradients, e.per_layer)
     ),

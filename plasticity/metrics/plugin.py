@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from avalanche.evaluation.metric_definitions import PluginMetric
@@ -15,10 +17,11 @@ from torch.nn.parameter import is_lazy
 from plasticity.distributed import group_of, of_all, rows_of_all
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude, Exclusion
+from plasticity.finiteness import nonfinite_activity
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
 from plasticity.measures.scalars import stack
 from plasticity.metrics.evaluation import EvaluationWatch
-from plasticity.metrics.measured import DEFAULT, MEASURES, Evidence
+from plasticity.metrics.measured import DEFAULT, MEASURES, NON_FINITE, Evidence
 from plasticity.metrics.probing import FixedProbe
 from plasticity.metrics.settings import Settings
 from plasticity.metrics.tally import Seen
@@ -60,6 +63,9 @@ def plasticity_metrics(
     - With a `probe`, units and representations are looked at on its samples instead, in eval mode, at the time of
       emission: what is emitted then depends on the network alone, and not on what the last mini-batches or test samples
       were. In an evaluation all experiences have the same values.
+
+    Where units were NaN or infinite, a warning names the first layer of these, and NonFiniteUnits is emitted whether
+    or not it is asked for: shares of dead and dormant units are then lower bounds.
 
     A measure that is undefined is not emitted: of units where none was observed, of ranks where no features were, of
     weights or distances where the model has none. GradientNorm, NotLearningUnits and SamplePlasticity are emitted in
@@ -294,9 +300,22 @@ class PlasticityMetrics(PluginMetric[float]):
                 found[name if layer is None else f"{name}/{layer or '(model)'}"] = value
         if not found:
             return []
+        unasked = None
+        if NON_FINITE not in self.settings.measures and evidence.statistics:
+            title = f"{NON_FINITE}_{granularity}"
+            unasked = get_metric_name(title, strategy, add_experience=granularity == "Exp", add_task=True)
+            whole = MEASURES[NON_FINITE].compute(replace(evidence, per_layer=False))
+            if whole:
+                found[unasked] = whole[None]
         x = int(strategy.clock.train_iterations)
-        numbers = stack(found.values()).tolist()  # the only copy to the host
-        return [MetricValue(self, name, number, x) for name, number in zip(found, numbers, strict=True)]
+        numbers = dict(zip(found, stack(found.values()).tolist(), strict=True))  # the only copy to the host
+        if any(number > 0 for name, number in numbers.items() if name.startswith(f"{NON_FINITE}_")):
+            reason = nonfinite_activity(evidence.statistics)
+            what = "they count as neither dead nor dormant. The network may have diverged"
+            warnings.warn(f"{reason}: {what}", stacklevel=2)
+        elif unasked is not None:
+            numbers.pop(unasked, None)
+        return [MetricValue(self, name, number, x) for name, number in numbers.items()]
 
     def _remember(self, strategy: Any) -> None:
         """Keep the parameters that were never seen before as they are now."""

@@ -24,7 +24,8 @@ from plasticity.plugins.inputs import model_inputs
 from plasticity.plugins.parts import Parts
 from plasticity.plugins.publishing import publish
 from plasticity.plugins.removed import removed_units, still_removed
-from plasticity.plugins.withholding import reason_to_withhold, withhold
+from plasticity.plugins.reporting import Reporting
+from plasticity.plugins.withholding import nonfinite_loss, withhold
 from plasticity.preview import Preview, changed_parameters, sizes, twins
 from plasticity.probe import Probe, RecentInputs
 from plasticity.unit_statistics import UnitStatistics
@@ -34,7 +35,7 @@ from plasticity.values import check_count, check_flag, check_seed
 Every = str | int
 
 
-class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
+class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=True):
     """A plugin that treats hidden units at chosen times, judged on the latest training inputs.
 
     Subclasses implement `treat`, and `tell_others` if other plugins have to follow.
@@ -52,7 +53,8 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     Attributes:
         excluded: The layers that are left alone.
         latest: With `dry_run`, what the latest treatment would have done; `print` shows it.
-        history: The reports of all interventions so far, as plain dictionaries with their "experience".
+        history: The reports of all interventions so far, as plain dictionaries with their "experience"; see
+            `take_history` for long streams.
 
     Raises:
         UserError: If an argument has no meaning.
@@ -88,6 +90,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.dry_run = check_flag("dry_run", dry_run)
         self.latest: Preview | None = None
         self.history: list[dict[str, Any]] = []
+        self.reported = 0
         self._generator_state = torch.Generator().manual_seed(check_seed(seed)).get_state()
         self._recent = RecentInputs(probe_samples)
         self._online = 0
@@ -212,27 +215,31 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         What any plugin has removed from the network stays removed. Where the network is not finite nothing is treated,
         and a warning says why; `history` then has the reason under "withheld".
         """
-        reason = reason_to_withhold(strategy)
+        reason = nonfinite_weights(strategy.model)
         if reason is None:
             try:
                 self._treat_now(strategy)
             except NonFiniteError as found:
                 reason = str(found)
         if reason is not None:
-            self.history.append({"iteration": self._iterations, **withhold(self, strategy, reason)})
+            self.report({"iteration": self._iterations, **withhold(self, strategy, reason)})
 
     def _treat_now(self, strategy: Any) -> None:
         """Treat a network whose weights are finite.
 
         Raises:
-            NonFiniteError: If its units or outputs are not; nothing has changed then.
+            NonFiniteError: If its units, its outputs or the latest loss are not; nothing has changed then.
         """
+        wrong = nonfinite_loss(strategy)
         if self._units is None:
             self._units = self.resolve(strategy)
         gone, self._removed = still_removed(strategy), removed_units(strategy)
         generator = torch.Generator()
         generator.set_state(self._generator_state)
         probe = CheckedProbe(self.probe(strategy).batches)
+        if wrong is not None:
+            probe.watch(strategy.model, self._units)  # which may know the reason
+            raise NonFiniteError(wrong)
         subject = strategy.model, self._units, probe, strategy.optimizer, generator
         told: dict[str, Any] = {}
         if self.dry_run:
@@ -250,7 +257,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if report is None:
             return
         experience = int(strategy.experience.current_experience)
-        self.history.append({"experience": experience, "iteration": self._iterations, **report.as_dict(), **told})
+        self.report({"experience": experience, "iteration": self._iterations, **report.as_dict(), **told})
         numbers = {**report.counts, "output_shift": report.output_shift}
         publish(strategy, report.method, numbers, dry_run=self.dry_run)
 
@@ -326,6 +333,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             "online": self._online,
             "shown": self._shown.seen,
             "history": [dict(entry) for entry in self.history],
+            "reported": self.reported,
             "probe": [
                 tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
                 for batch in self._recent.batches()
@@ -339,6 +347,7 @@ class TreatmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._online = int(state["online"])
         self._shown.seen = int(state.get("shown", 0))  # not there in states of before
         self.history = [dict(entry) for entry in state["history"]]
+        self.reported = int(state.get("reported", len(self.history)))  # not there in states of before
         self._recent = RecentInputs(int(state["limit"]))
         for batch in state["probe"]:
             self._recent.add(tuple(batch))

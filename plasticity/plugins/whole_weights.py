@@ -87,6 +87,8 @@ class WholeWeightPlugin(TreatmentPlugin):
 
     def intervene(self, strategy: Any) -> None:
         """Treat the network now; what other plugins have removed stays removed."""
+        if self.idle:
+            return
         self._kept = still_removed(strategy)
         try:
             super().intervene(strategy)

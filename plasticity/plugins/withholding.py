@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from plasticity.distributed import add_up, group_of
@@ -13,20 +13,20 @@ from plasticity.finiteness import nonfinite_weights
 from plasticity.plugins.publishing import publish
 
 
-def reason_to_withhold(strategy: Any) -> str | None:
-    """Say why a network cannot be judged, by its latest loss and its weights; None: it may be.
+def nonfinite_loss(strategy: Any) -> str | None:
+    """Say that the loss of the latest mini-batch is not finite; None: it is, or there is none.
 
     Args:
-        strategy: Its strategy. All of its processes get the same answer.
+        strategy: The strategy. All of its processes get an answer if one does.
     """
     loss = getattr(strategy, "loss", None)
-    if isinstance(loss, Tensor):
-        wrong = (~loss.detach().isfinite()).sum()
-        (wrong,) = add_up([wrong], group_of(strategy.model))
-        if bool(wrong):
-            value = float(loss.detach().sum())
-            return f"the loss of the latest mini-batch is {value if not torch.isfinite(loss).all() else 'not finite'}"
-    return nonfinite_weights(strategy.model)
+    if not isinstance(loss, Tensor):
+        return None
+    (wrong,) = add_up([(~loss.detach().isfinite()).sum()], group_of(strategy.model))
+    if not bool(wrong):
+        return None
+    value = float(loss.detach().sum())
+    return f"the loss of the latest mini-batch is {'NaN or infinite' if math.isfinite(value) else value}"
 
 
 def withhold(plugin: Any, strategy: Any, reason: str) -> dict[str, Any]:
