@@ -65,6 +65,7 @@ def test_every_plugin_of_the_library_is_among_the_strategies():
         ("plasticity-injection", "split-digits", {"scenario": "task"}),
         ("plasticity-injection+normalize-and-project", "split-digits", {"scenario": "class"}),
         ("fresh", "split-digits", {"scenario": "class"}),
+        ("fresh+continual-backprop:replacement_rate=0.1:maturity=1+l2-init", "split-digits", {"scenario": "class"}),
         ("hare-tortoise+synaptic-stripping", "split-digits", {"optimizer": "sgd", "momentum": 0.9}),
         ("demon-pruning-shrink+hare-tortoise+shrink-perturb-step", "permuted-digits", {}),
         ("continual-backprop:replacement_rate=0.1:maturity=1+demon-pruning", "permuted-digits", {"optimizer": "adamw"}),

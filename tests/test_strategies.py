@@ -11,7 +11,6 @@ from benchmarks.models import build_model
 from benchmarks.streams import StreamSettings, get_benchmark, stream_shape
 from plasticity.errors import UserError
 from strategies import STRATEGIES, Context, build_plugins, parse, register
-from strategies.fresh import FreshNetworkPlugin, renew
 
 
 def small_run(combined, benchmark="split-digits", scenario=None, experiences=3, seed=0):
@@ -71,71 +70,3 @@ def test_registration_takes_one_line_and_refuses_what_cannot_be_a_name(monkeypat
     for name in ("mine", "a+b", "a/b", "", ".hidden", "a b"):
         with pytest.raises(UserError):
             register(name, lambda context: [])
-
-
-def test_fresh_trains_a_network_that_owes_nothing_to_earlier_experiences():
-    """The network after experience 2 is the one that a run on experience 2 alone makes from the same weights."""
-    settings = get_benchmark("split-digits").resolve(StreamSettings(0, 5, "domain"))
-    stream = get_benchmark("split-digits").build(settings)
-    shape = stream_shape(stream, settings)
-    made = []
-
-    def network():
-        made.append(build_model("mlp-3x128", *shape))
-        return copy.deepcopy(made[-1])
-
-    def strategy(model, plugins):
-        return Naive(
-            model=model,
-            optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
-            criterion=nn.CrossEntropyLoss(),
-            train_mb_size=32,
-            plugins=plugins,
-            evaluator=None,
-        )
-
-    torch.manual_seed(0)
-    continued = strategy(build_model("mlp-3x128", *shape), [FreshNetworkPlugin(network), Reseed(5)])
-    for experience in list(stream.train_stream)[:2]:
-        continued.train(experience)
-    alone = strategy(copy.deepcopy(made[-1]), [Reseed(5)])
-    alone.train(list(stream.train_stream)[1])
-    for mine, other in zip(continued.model.parameters(), alone.model.parameters(), strict=True):
-        assert torch.equal(mine, other)
-
-
-class Reseed:
-    """Sets the global seed at the start of each epoch, so that mini-batches come in the same order."""
-
-    def __new__(cls, seed):
-        from avalanche.training.plugins import SupervisedPlugin
-
-        class Plugin(SupervisedPlugin):
-            def before_training_epoch(self, strategy, *args, **kwargs):
-                torch.manual_seed(seed)
-
-        return Plugin()
-
-
-def test_renewing_overwrites_parameters_and_buffers_in_place():
-    def network():
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
-
-    model, new = network(), network()
-    model(torch.randn(8, 3))
-    before = list(model.parameters())
-    renew(model, new)
-    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), new.state_dict().values(), strict=True))
-
-
-def test_renewing_a_grown_head_draws_new_weights():
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6))
-    new = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    before = model[2].weight.clone()
-    renew(model, new)
-    assert torch.equal(model[0].weight, new[0].weight) and not torch.equal(model[2].weight, before)
-    grown = nn.Sequential(nn.Linear(3, 4))
-    grown[0] = nn.ParameterList([nn.Parameter(torch.zeros(2))])
-    with pytest.raises(UserError, match="cannot be started anew"):
-        renew(grown, new)
