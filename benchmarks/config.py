@@ -24,6 +24,8 @@ from typing import Any
 
 from plasticity.errors import UserError
 
+FLAGS = ("channels_last", "compile")
+"""Keys whose values are true and false."""
 _OF_A_RUN = {"format", "benchmark", "strategy", "seed", "settings", "environment"}
 
 
@@ -81,7 +83,9 @@ def _words(content: Mapping[str, Any], options: Collection[str]) -> list[str]:
             for module in value if isinstance(value, list) else [value]:
                 found += ["--import", _scalar(key, module)]
             continue
-        if key == "benchmark":
+        if key in FLAGS:
+            found.append(_flag(key, value))
+        elif key == "benchmark":
             found.insert(0, _scalar(key, value))
         else:
             found.append(f"--{key.replace('_', '-')}={_scalar(key, value)}")
@@ -109,6 +113,12 @@ def _with_options(name: str, options: Any) -> str:
             raise UserError(f"strategy {name}: option {option} cannot be {value!r}")
         parts.append(f"{option}={text}")
     return ":".join(parts)
+
+
+def _flag(key: str, value: Any) -> str:
+    if not isinstance(value, bool):
+        raise UserError(f"{key} should be true or false, not {value!r}")
+    return f"--{'' if value else 'no-'}{key.replace('_', '-')}"
 
 
 def _scalar(key: str, value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.computing import Computing
 from benchmarks.streams import StreamSettings, get_benchmark
 from plasticity.errors import UserError
 
@@ -35,6 +36,7 @@ class RunSettings:
         measure: What is measured only if asked for, see `benchmarks.asked_measures`.
         evaluate: On how many earlier experiences a network is tested after each, see `benchmarks.evaluating.to_test`;
             None: on all.
+        computing: Precision, memory format and compilation.
         data: Folder of the data; not part of what a run is.
     """
 
@@ -54,6 +56,7 @@ class RunSettings:
     weight_decay: float = 0.0
     measure: tuple[str, ...] = ()
     evaluate: int | None = None
+    computing: Computing = Computing()
     data: Path | None = None
 
     @property
@@ -80,6 +83,7 @@ class RunSettings:
                 **{name: getattr(self, name) for name in shared},
                 **({"measure": list(self.measure)} if self.measure else {}),
                 **({} if self.evaluate is None else {"evaluate": self.evaluate}),
+                **self.computing.asked(),
             },
             "environment": environment(self.device),
         }
@@ -103,6 +107,7 @@ def resolve(
     weight_decay: float = 0.0,
     measure: Sequence[str] = (),
     evaluate: int | None = None,
+    computing: Computing | None = None,
     data: Path | None = None,
 ) -> RunSettings:
     """Fill in a benchmark's defaults; arguments as in `RunSettings`.
@@ -127,6 +132,8 @@ def resolve(
         raise UserError(f"weight decay must be at least 0, not {weight_decay}")
     if evaluate is not None and evaluate < 0:
         raise UserError(f"evaluate must be at least 0, not {evaluate}")
+    computing = computing or Computing()
+    computing.check(device)
     return RunSettings(
         benchmark=benchmark,
         strategy=strategy,
@@ -144,6 +151,7 @@ def resolve(
         weight_decay=float(weight_decay),
         measure=tuple(sorted(set(measure))),
         evaluate=evaluate,
+        computing=computing,
         data=data,
     )
 

@@ -60,7 +60,7 @@ def _make(
     """Make a run's network, optimizer and plugins."""
 
     def network() -> nn.Module:
-        return change_network(settings.strategy, build(), example).to(settings.device)
+        return settings.computing.network(change_network(settings.strategy, build(), example).to(settings.device))
 
     model = network()
     optimizer = choose_optimizer(
@@ -139,6 +139,13 @@ class _Run:
         self.online, self.stopwatch = OnlineAccuracyPlugin(), Stopwatch(torch.device(settings.device))
         self.gradients = GradientNormPlugin(self.stopwatch)
         self.asked = asked_measures.AskedMeasures(settings.measure, self.stopwatch)
+        self.keeping_state = [
+            *settings.computing.plugins(),
+            *self.asked.plugins,
+            *self.plugins,
+            self.online,
+            self.gradients,
+        ]
         self.logger = JSONLinesLogger(metrics, append=append)
         self.strategy: Any = KeptNaive(
             model=model,
@@ -147,7 +154,7 @@ class _Run:
             train_mb_size=settings.batch_size,
             train_epochs=settings.epochs,
             device=torch.device(settings.device),
-            plugins=[*self.asked.plugins, *self.plugins, self.online, self.gradients, TensorLoaderPlugin()],
+            plugins=[*self.keeping_state, TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(loggers=[self.logger], collect_all=False),
         )
         self.fresh = "fresh" in settings.strategy.split("+")
@@ -164,9 +171,8 @@ class _Run:
     @property
     def parts(self) -> Parts:
         """What is saved of the run."""
-        plugins = [*self.asked.plugins, *self.plugins, self.online, self.gradients]
         experiences = self.stream.train_stream
-        return Parts(self.strategy, plugins, experiences, self.record, self.stopwatch, self.logger.path)
+        return Parts(self.strategy, self.keeping_state, experiences, self.record, self.stopwatch, self.logger.path)
 
     def complete(self, progress: Report, keeping: Keeping | None) -> dict[str, Any]:
         """Train on the experiences that are to come; returns the content of result.json."""

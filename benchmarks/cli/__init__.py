@@ -30,7 +30,7 @@ def parser() -> tuple[argparse.ArgumentParser, list[str]]:
     for add in _COMMANDS.values():
         add(commands)
     options = commands.choices["run"]._option_string_actions
-    return main, [option[2:] for option in options if option.startswith("--")]
+    return main, [option[2:] for option in options if option.startswith("--") and not option.startswith("--no-")]
 
 
 def main(arguments: list[str] | None = None) -> int:

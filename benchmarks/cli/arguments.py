@@ -3,6 +3,7 @@
 import argparse
 from typing import NoReturn
 
+from benchmarks.computing import PRECISIONS, Computing
 from plasticity.errors import UserError
 
 
@@ -68,3 +69,17 @@ def device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used: {reason}") from None
     return name
+
+
+def add_computing(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how networks compute; see `computing`."""
+    names = ", ".join(PRECISIONS)
+    command.add_argument("--precision", default="float32", metavar="P", help=f"{names}; by autocast (default: float32)")
+    both = argparse.BooleanOptionalAction
+    command.add_argument("--channels-last", action=both, default=False, help="channels of convolutions last in memory")
+    command.add_argument("--compile", action=both, default=False, help="networks compiled by torch.compile")
+
+
+def computing(arguments: argparse.Namespace) -> Computing:
+    """Return what those options say."""
+    return Computing(arguments.precision, arguments.channels_last, arguments.compile)

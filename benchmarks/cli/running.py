@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import count, device, minutes, natural, seeds
+from benchmarks.cli.arguments import add_computing, computing, count, device, minutes, natural, seeds
 from benchmarks.runner import CHECKPOINT_MINUTES, import_modules, run_all
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
@@ -54,6 +54,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
     command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
     command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
+    add_computing(command)
     command.add_argument("--experiences", type=count, metavar="N", help="length of the stream")
     command.add_argument("--epochs", type=count, metavar="N", help="passes over each experience")
     command.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (default: 1)")
@@ -139,6 +140,7 @@ def _runs(arguments: argparse.Namespace, names: list[str], chosen: range) -> lis
             device=where,
             threads=arguments.threads,
             evaluate=arguments.evaluate,
+            computing=computing(arguments),
             measure=[name for name in arguments.measure.split(",") if name],
             data=arguments.data,
         )

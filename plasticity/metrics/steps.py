@@ -33,7 +33,7 @@ class StepWatch:
     @torch.no_grad()
     def note(self, strategy: Any) -> None:
         """Keep the loss of the forward pass, without what plugins add to it."""
-        self._before = strategy._criterion(strategy.mb_output, strategy.mb_y)
+        self._before = _loss(strategy, strategy.mb_output)
 
     @torch.no_grad()
     def take(self, strategy: Any) -> Tensor | None:
@@ -42,11 +42,19 @@ class StepWatch:
             return None
         before, self._before = self._before, None
         with _as_before(unwrap(strategy.model), *self._random):
-            after = strategy._criterion(strategy.forward(), strategy.mb_y)
+            after = _loss(strategy, strategy.forward())
         return sample_plasticity(before, after).mean()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_random": None, "_before": None}
+
+
+def _loss(strategy: Any, output: Any) -> Tensor:
+    """Return the loss, of outputs in half precision, too: a step takes away less than those would tell apart."""
+    if isinstance(output, Tensor) and output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    loss: Tensor = strategy._criterion(output, strategy.mb_y)
+    return loss
 
 
 @contextmanager
