@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
 from plasticity.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
-from plasticity.tracing.hooks import HookSet
+from plasticity.tracing.hooks import HookSet, WatchingHook, watched
 from plasticity.tracing.passes import Pass, callers
-from plasticity.tracing.preserve import uncompiled
+from plasticity.tracing.preserve import Uncompiled
 from plasticity.unit_statistics import Sums, UnitStatistics
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
@@ -49,21 +49,26 @@ class Activity:
         self._features = features
         self.every = every
         self._hooks: HookSet | None = None
-        self._uncompiled = ExitStack()
+        self._uncompiled = Uncompiled()
         self._once = self._away = False
         self._pass = Pass(self._function_called)
         self._by_function: dict[str, dict[int, Sums]] = {}
         self._by_output: dict[str, dict[int, list[Sums]]] = {}
+        self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
         self.reset()
 
     # --- results -----------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget everything seen so far."""
-        self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
+        for sums in self._sums.values():
+            sums.clear()
         self._passes = 0
         self._input_sums = {name: InputSums() for name in self._inputs}
         self._rows = FeatureRows(self._features)
+        # Whose units are the representation, where no layer that writes the output has an input to be kept:
+        last = bool(self._features and self.units and not self.units.outputs)
+        self._last = self._sums[self.units[-1].name] if last else None
         self._by_function.clear()
         self._by_output.clear()
         for group, sums in zip(self.units, self._sums.values(), strict=True):
@@ -119,7 +124,7 @@ class Activity:
         if self._hooks is not None:
             raise UserError("this activity is already attached")
         self._put_hooks()
-        self._uncompiled.enter_context(uncompiled())
+        self._uncompiled.enter()
 
     def attach_for_one_pass(self) -> None:
         """Watch the next forward pass alone.
@@ -129,15 +134,14 @@ class Activity:
         """
         if self._hooks is None:
             self._put_hooks()
-        self._uncompiled.close()
-        self._uncompiled.enter_context(uncompiled())
+        self._uncompiled.enter()
         self._once, self._away = True, False
 
     def look_away(self) -> None:
         """Let the passes that follow be as if nobody watched, until `attach_for_one_pass`."""
-        if self._once:
+        if self._once and not self._away:
             self._away = True
-            self._uncompiled.close()
+            self._uncompiled.leave()
             self._leave_forward()
 
     def detach(self) -> None:
@@ -145,7 +149,7 @@ class Activity:
         if self._hooks is not None:
             hooks, self._hooks = self._hooks, None
             hooks.detach()
-            self._uncompiled.close()
+            self._uncompiled.leave()
             self._leave_forward()
             self._away = self._once = False
 
@@ -169,7 +173,7 @@ class Activity:
             hooks.before(modules[name], self._pass.entering(name))
             hooks.after(modules[name], self._pass.leaving(name), always_call=True)
         for name in self._by_output:
-            hooks.after(modules[name], self._output_hook(name))
+            hooks.after(modules[name], _OutputHook(self, name))
         for name in self._inputs:
             hooks.before(layer(root, name), self._input_hook(name))
         if self._features:
@@ -190,7 +194,8 @@ class Activity:
 
     def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._leave_forward()
-        self.look_away()
+        if self._once:
+            self.look_away()
 
     def _leave_forward(self) -> None:
         self._pass.leave()
@@ -200,24 +205,9 @@ class Activity:
         if sums is not None and isinstance(result, Tensor):
             self._seen(sums, result)
 
-    def _output_hook(self, name: str) -> Callable[..., None]:
-        key = f"output of {name}"
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._pass.modules:  # called from outside the model's own forward
-                return
-            call = self._pass.count(key)
-            by_call = self._by_output[name]
-            for sums in (*by_call.get(call, ()), *by_call.get(-1, ())):
-                if not isinstance(output, Tensor):
-                    raise UserError(f"group '{sums.group.name}': '{name}' returns a {type(output).__name__}, no tensor")
-                self._seen(sums, output)
-
-        return hook
-
     def _seen(self, sums: Sums, activations: Tensor) -> None:
         sums.add(activations)
-        if self._features and not self.units.outputs and sums.group is self.units[len(self.units) - 1]:
+        if sums is self._last:
             self._rows.add(activations, sums.dim)
 
     def _input_hook(self, name: str) -> Callable[..., None]:
@@ -235,6 +225,30 @@ class Activity:
         if group.site is not None:
             return group.site.dim
         return unit_dim(layer(self.model, group.writes[0].layer))
+
+
+class _OutputHook(WatchingHook):
+    """Hands what a module returns on to the sums of the groups that are seen there.
+
+    It stands on its own, without a function that it calls: it is called for every activation of every pass.
+    """
+
+    def __init__(self, activity: Activity, name: str) -> None:
+        super().__init__(self)
+        self._activity, self._name, self._key = activity, name, f"output of {name}"
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Look, unless the module was called from outside the model's own forward, or nobody is to."""
+        activity = self._activity
+        if not activity._pass.modules or not watched():
+            return
+        by_call = activity._by_output[self._name]
+        seen = by_call.get(activity._pass.count(self._key), [])
+        for sums in [*seen, *by_call[-1]] if -1 in by_call else seen:
+            if not isinstance(output, Tensor):
+                kind = type(output).__name__
+                raise UserError(f"group '{sums.group.name}': '{self._name}' returns a {kind}, no tensor")
+            activity._seen(sums, output)
 
 
 def check_every(every: int) -> None:

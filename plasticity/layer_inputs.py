@@ -54,13 +54,22 @@ class FeatureRows:
         """Keep rows while there is room; without a dimension of features there are none."""
         if self.room <= 0 or dim is None:
             return
-        with plainly():
-            rows = x.detach()
-            if dim != -1:
-                rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
-            rows = rows.reshape(-1, rows.shape[-1])[: self.room].clone()
-            self._rows.append(rows)
-            self.room -= len(rows)
+        rows = x.detach()
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                self._add(rows, dim)
+        else:
+            self._add(rows, dim)
+
+    def _add(self, rows: Tensor, dim: int) -> None:
+        if dim != -1:
+            rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
+        if rows.dim() != 2:
+            rows = rows.reshape(-1, rows.shape[-1])
+        if len(rows) > self.room:
+            rows = rows[: self.room]
+        self._rows.append(rows.clone())
+        self.room -= len(rows)
 
     def rows(self) -> Tensor | None:
         """Return what was kept, (rows, width), or None if nothing was."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from plasticity.call_sums import CallSums, call_sums, sum_type
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup
 from plasticity.tracing.functions import NON_NEGATIVE
 
-PART = 2**17
-"""How many activations a CPU takes at a time: so many stay in its cache until all their sums are made."""
-
-TOGETHER = 32
-"""The sums of so many calls are kept until they are added up together."""
-
-_QUICK = (torch.float32, torch.float64)
-"""Data types in which a CPU adds up one call's activations fast, and ones exactly; calls are added up in float64."""
+__all__ = ["Sums", "UnitStatistics", "plainly", "sum_type"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,6 @@ class UnitStatistics:
     mean_abs: Tensor
 
 
-def sum_type(device: torch.device) -> torch.dtype:
-    """Return the widest data type that sums can have on a device."""
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-
-
 @contextmanager
 def plainly() -> Iterator[None]:
     """Compute without gradients, and so that the result can be added to in any mode."""
@@ -53,7 +42,12 @@ def plainly() -> Iterator[None]:
 
 
 class Sums:
-    """Running sums over all dimensions but the one that holds the units."""
+    """Running sums over all dimensions but the one that holds the units.
+
+    Args:
+        group: The units.
+        dim: The negative dimension of the activations that holds them; None if they are one unit.
+    """
 
     def __init__(self, group: UnitGroup, dim: int | None) -> None:
         self.group = group
@@ -61,55 +55,58 @@ class Sums:
         self.signed = group.site is None or group.activation not in NON_NEGATIVE
         self.unit_of = group.site.unit_of if group.site is not None else None
         self.count = 0
-        # Of how often units fired, of activations, and of magnitudes where those are not the same:
-        self._sums: list[Tensor] = []
-        self._new: list[list[Tensor]] = []  # as many, of calls that are not added up yet
-        self._others: tuple[int, ...] = ()
+        self._totals: list[Tensor] = []  # of the calls that were added up; what of, `CallSums.take` says
+        self._calls: CallSums | None = None  # of those that are not yet
+        self._others: tuple[int, ...] = ()  # dimensions to sum over, for activations of this shape:
         self._shape: torch.Size | None = None
 
     def add(self, activations: Tensor) -> None:
         """Sum up the activations of one call."""
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                self._add(activations.detach())
-        else:
-            self._add(activations.detach())
-        self.count += activations.numel() // self.group.size
-
-    def _add(self, h: Tensor) -> None:
-        cut = h.device.type == "cpu" and h.numel() > PART and self.dim is not None and h.dim() + self.dim >= 1
-        for part in h.split(max(1, PART * len(h) // h.numel())) if cut else (h,):
-            self._new.append(self._of(part))
-        if len(self._new) >= TOGETHER:
+                self.add(activations)
+            return
+        h, calls = activations.detach(), self._calls
+        if calls is None or h.shape != calls.shape or h.dtype != calls.dtype or h.device != calls.device:
             self._settle()
+            self._fit(h.shape)
+            calls = self._calls = call_sums(h, self._others, self.signed)
+        if calls.add(h):
+            self._settle()
+        self.count += h.numel() // self.group.size
 
-    def _of(self, h: Tensor) -> list[Tensor]:
-        """Return the sums of one call, or of a part of it."""
-        if h.device.type != "cpu" or h.dtype not in _QUICK or h.numel() // self.group.size >= 2**24:
-            kept = sum_type(h.device)
-            fired = self._per_unit(h > 0, torch.int64)
-            return [fired, self._per_unit(h, kept), *([self._per_unit(h.abs(), kept)] if self.signed else [])]
-        # A CPU compares and adds floating-point numbers several times faster than it counts booleans.
-        work = torch.gt(h, 0, out=torch.empty_like(h))
-        found = [self._per_unit(work, h.dtype), self._per_unit(h, h.dtype)]
-        return [*found, self._per_unit(torch.abs(h, out=work), h.dtype)] if self.signed else found
+    def clear(self) -> None:
+        """Forget what was added."""
+        self.count, self._totals = 0, []
+        if self._calls is not None:
+            self._calls.take()
 
     def _settle(self) -> None:
         """Add up what is new: of many calls at a time, which costs as much as of one."""
-        if not self._new:
+        if self._calls is None:
             return
-        new, self._new = self._new, []
-        for index, parts in enumerate(zip(*new, strict=True)):
-            total = _total(parts, torch.int64 if index == 0 else sum_type(parts[-1].device))
-            if index < len(self._sums):
-                self._sums[index] = self._sums[index].to(total.device) + total
+        for index, total in enumerate(map(self._by_unit, self._calls.take())):
+            if index < len(self._totals):
+                self._totals[index] = self._totals[index].to(total.device) + total
             else:
-                self._sums.append(total)
+                self._totals.append(total)
 
-    def _per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+    def per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Add up values of the activations' shape.
+
+        Args:
+            values: One for each activation.
+            dtype: Of the sums.
+
+        Returns:
+            (size,).
+        """
         if values.shape != self._shape:
             self._fit(values.shape)
-        sums = values.sum(self._others, dtype=dtype) if self._others else values.to(dtype, copy=True)
+        return self._by_unit(values.sum(self._others, dtype=dtype) if self._others else values.to(dtype, copy=True))
+
+    def _by_unit(self, sums: Tensor) -> Tensor:
+        """Put sums along the dimension that holds the units together, unit by unit."""
         if self.unit_of is not None:
             self.unit_of = self.unit_of.to(sums.device, non_blocking=True)
             return sums.new_zeros(self.group.size).index_add_(0, self.unit_of, sums)
@@ -132,17 +129,9 @@ class Sums:
         """Return what was added so far; where nothing was, on the given device."""
         with plainly():
             self._settle()
-        if not self._sums:
+        if not self._totals:
             size = self.group.size
             nothing = torch.full((size,), float("nan"), dtype=sum_type(device), device=device)
             return UnitStatistics(torch.zeros(size, dtype=torch.int64, device=device), 0, nothing, nothing.clone())
-        fired, *totals = self._sums
+        fired, *totals = self._totals
         return UnitStatistics(fired.clone(), self.count, totals[0] / self.count, totals[-1] / self.count)
-
-
-def _total(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Add up tensors of one shape, in double precision or as whole numbers."""
-    if len({(part.dtype, part.device) for part in parts}) > 1:
-        parts = [part.to(parts[-1].device, dtype) for part in parts]
-    wide = torch.float64 if parts[0].is_floating_point() and dtype == torch.int64 else dtype
-    return torch.stack(list(parts)).sum(0, dtype=wide).to(dtype)

@@ -30,7 +30,7 @@ from torch import nn
 from plasticity import UnitGradients, UserError, find_units, watch
 from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
-from plasticity.unit_statistics import TOGETHER
+from plasticity.call_sums import TOGETHER
 
 PLACE = "train_phase/train_stream/Task000"
 

@@ -108,7 +108,7 @@ class LatestActivity(Activity):
 
     def _sum(self, sums: Sums, values: Tensor, dtype: torch.dtype, to: dict[str, BatchSums]) -> None:
         name = sums.group.name
-        total, count = sums._per_unit(values, dtype), values.numel() // sums.group.size
+        total, count = sums.per_unit(values, dtype), values.numel() // sums.group.size
         before = to.get(name)
         to[name] = BatchSums(total, count) if before is None else BatchSums(before.values + total, before.count + count)
 

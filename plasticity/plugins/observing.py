@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.activity import Activity, check_every
@@ -194,21 +194,23 @@ class _Parts:
         self._model, self._training = model, model.training
         modules = list(model.modules())
         self._children = [module._modules for module in modules]
-        self._names = [*map(list, self._children)]
-        self._modules = [*map(list, map(dict.values, self._children))]
+        self._children_then = [*map(dict, self._children)]  # modules are equal only to themselves
         self._owned = [module._parameters for module in modules]
         self._parameters = [*chain.from_iterable(map(dict.values, self._owned))]
         self._identities = [*map(id, self._parameters)]  # tensors are not compared by ==
-        self._shapes = [*map(_shape, self._parameters)]
+        given = [each for each in self._parameters if each is not None]
+        self._shaped = [each for each in given if not is_lazy(each)]
+        self._lazy = [each for each in given if is_lazy(each)]
+        self._shapes = [*map(Tensor.size, self._shaped)]
 
     def same(self) -> bool:
         """Whether they are the same objects still, under the same names and of the same shapes."""
         return (
             self._model.training == self._training
-            and [*map(list, self._children)] == self._names
-            and [*map(list, map(dict.values, self._children))] == self._modules
+            and self._children == self._children_then
             and [*map(id, chain.from_iterable(map(dict.values, self._owned)))] == self._identities
-            and [*map(_shape, self._parameters)] == self._shapes
+            and [*map(Tensor.size, self._shaped)] == self._shapes
+            and all(map(is_lazy, self._lazy))
         )
 
 

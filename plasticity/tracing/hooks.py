@@ -27,7 +27,7 @@ class WatchingHook:
 
     def __call__(self, *args: Any) -> None:
         """Look, unless nobody is to."""
-        if not _unwatched.get():
+        if watched():
             self.function(*args)
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
@@ -43,11 +43,11 @@ class HookSet:
 
     def before(self, module: nn.Module, function: Callable[..., None]) -> None:
         """Plan to call `function(module, args, kwargs)` before each call of a module."""
-        self._planned.append((module.register_forward_pre_hook, WatchingHook(function), {"with_kwargs": True}))
+        self._planned.append((module.register_forward_pre_hook, _watching(function), {"with_kwargs": True}))
 
     def after(self, module: nn.Module, function: Callable[..., None], always_call: bool = False) -> None:
         """Plan to call `function(module, args, output)` after each call, with `always_call` also after a failed one."""
-        self._planned.append((module.register_forward_hook, WatchingHook(function), {"always_call": always_call}))
+        self._planned.append((module.register_forward_hook, _watching(function), {"always_call": always_call}))
 
     def attach(self) -> None:
         """Put every hook on its module."""
@@ -58,6 +58,15 @@ class HookSet:
         """Take every hook off again."""
         while self._handles:
             self._handles.pop().remove()
+
+
+def _watching(function: Callable[..., None]) -> WatchingHook:
+    return function if isinstance(function, WatchingHook) else WatchingHook(function)
+
+
+def watched() -> bool:
+    """Return whether this is outside of `unwatched`."""
+    return not _unwatched.get()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,11 +53,26 @@ def preserved(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run what `torch.compile` made of a model as plain Python in the block."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+class Uncompiled:
+    """Runs what `torch.compile` made of a model as plain Python, from `enter` to `leave` or in a block."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def enter(self) -> None:
+        """Begin, unless it has begun."""
+        # Without the module nothing can have been compiled, and the import takes a second.
+        if self._stance is None and "torch._dynamo" in sys.modules:
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def leave(self) -> None:
+        """End, if it has begun."""
+        if self._stance is not None:
+            stance, self._stance = self._stance, None
+            stance.__exit__(None, None, None)
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave()

@@ -23,7 +23,7 @@ from plasticity.tracing.hooks import unwatched
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.outputs import close, let_go
 from plasticity.tracing.parameters import storage
-from plasticity.tracing.preserve import preserved, uncompiled
+from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.tracing.sites import open_site
 
 _LEAVES_PYTORCH: frozenset[Callable[..., Any]] = frozenset(
@@ -247,7 +247,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
     _refuse(model)
     ledger = Ledger(model)
     tracer = _Tracer(model, ledger)
-    with preserved(model), unwatched(), _followed(tracer, model), torch.enable_grad(), uncompiled():
+    with preserved(model), unwatched(), _followed(tracer, model), torch.enable_grad(), Uncompiled():
         inputs = example if isinstance(example, tuple) else (example,)
         inputs = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, inputs)
         for tensor in rules.tensors(inputs):
