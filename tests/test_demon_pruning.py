@@ -59,6 +59,10 @@ def setting(name, dead=None, optimizer=torch.optim.Adam):
         optimizer.zero_grad()
         model(inputs).pow(2).sum().backward()
         optimizer.step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 1  # nothing but what is silenced is dead, and no shift is 0 unless it is pruned
     silence_by_bias(model, DEAD[name] if dead is None else dead)
     return model, find_units(model, inputs), Probe([(inputs[:9],), (inputs[9:],)]), optimizer
 
@@ -229,6 +233,8 @@ class Halves(nn.Module):
     def __init__(self):
         super().__init__()
         self.both, self.left, self.right = nn.Linear(6, 8), nn.Linear(4, 3), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.both.bias.fill_(3)  # no other unit is dead, or both halves could lose one
 
     def forward(self, x):
         a, b = torch.relu(self.both(x)).chunk(2, 1)
