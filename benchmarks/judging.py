@@ -1,6 +1,7 @@
 """What a run asks of its network after every experience: how its units are, on always the same samples."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.evaluating import ExperienceTensors
 from plasticity import find_units, measures
 from plasticity.errors import UserError
+from plasticity.finiteness import nonfinite_activity, nonfinite_weights
 from plasticity.probe import Probe, balanced
 
 PROBE_SAMPLES = 2048
@@ -31,7 +33,7 @@ def judge_units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
     groups = find_units(model, probe.example())
     if len(groups) == 0:
         raise UserError(f"the model ({type(model).__name__}) has no hidden units to watch")
-    activity, _ = probe.watch(model, groups, features=PROBE_SAMPLES)
+    activity, outputs = probe.watch(model, groups, features=PROBE_SAMPLES)
     stats = {name: stat for name, stat in activity.statistics().items() if stat.count}
     features = activity.features()
     shares = {
@@ -48,7 +50,23 @@ def judge_units(model: nn.Module, data: ExperienceTensors) -> dict[str, Any]:
         **{f"{key}_fraction": float(share(stats)) for key, share in shares.items()},
         "effective_rank": None if features is None else finite(measures.effective_rank(features)),
         "weight_magnitude": finite(measures.weight_magnitude(model)),
+        **diverged(nonfinite_weights(model) or nonfinite_activity(stats, outputs)),
     }
+
+
+def diverged(reason: str | None) -> dict[str, str]:
+    """Return what an entry of the units says of a network that is not finite; nothing if it is."""
+    return {} if reason is None else {"diverged": reason}
+
+
+def first_diverged(units: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return what a result says of a run whose network or loss was not finite after an experience, else nothing.
+
+    Args:
+        units: What the units were like after each experience.
+    """
+    found = [index for index, entry in enumerate(units) if "diverged" in entry]
+    return {"diverged": found[0]} if found else {}
 
 
 def samples(model: nn.Module, data: ExperienceTensors, count: int) -> tuple[Probe, Tensor]:

@@ -252,8 +252,8 @@ def result_measures(result: Mapping[str, Any], fresh: bool) -> dict[str, float |
 
 
 def done(treatments: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the treatments that were given, without those of dry runs, which say what would have been."""
-    return [entry for entry in treatments if not entry.get("dry_run")]
+    """Return the treatments that were given, without those of dry runs, and those withheld from a broken network."""
+    return [entry for entry in treatments if not entry.get("dry_run") and "withheld" not in entry]
 
 
 def damage(treatments: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -20,7 +20,7 @@ from benchmarks.comparison.page.points import scatter
 from benchmarks.comparison.results import REFERENCES, Comparison, Run
 from benchmarks.comparison.rows import by_seed
 from benchmarks.comparison.summary import summary
-from benchmarks.comparison.wording import WORDING
+from benchmarks.comparison.wording import WORDING, diverged
 
 FIRST_SHOWN = 6
 """How many strategies the plots show before a reader chooses."""
@@ -125,7 +125,7 @@ def _numbers(rows: Rows) -> dict[str, Any]:
     measures = cells.known_measures(rows)
     return {
         "measures": {measure: cells.is_common(measure) for measure in measures},
-        "rows": [(row["strategy"], row["seeds"], cells.measure_cells(row, measures)) for row in rows],
+        "rows": [(row["strategy"], diverged(row), row["seeds"], cells.measure_cells(row, measures)) for row in rows],
     }
 
 

@@ -33,6 +33,7 @@ class Run:
             it was not measured.
         treatments: what the plugins of the run report of their interventions.
         measures: the run's measures by name; None where undefined.
+        diverged: after which experience its network or loss was NaN or infinite for the first time; None: never.
         settings: how the benchmark was set up.
         environment: versions and machine.
     """
@@ -48,6 +49,7 @@ class Run:
     measures: dict[str, float | None]
     settings: dict[str, Any]
     environment: dict[str, Any]
+    diverged: int | None = None
 
     @property
     def learning_accuracy(self) -> np.ndarray:
@@ -101,7 +103,8 @@ def read_run(folder: Path) -> Run:
     scored = list(result.get("scored", range(len(matrix))))
     matrix, online = matrix[np.ix_(scored, scored)], online[scored]
     units, treatments = result["units"], result["treatments"]
-    return Run(benchmark, strategy, seed, scored, matrix, units, online, treatments, measures, settings, environment)
+    facts = settings, environment, result.get("diverged")
+    return Run(benchmark, strategy, seed, scored, matrix, units, online, treatments, measures, *facts)
 
 
 def _check_place(content: dict[str, Any], folder: Path) -> int:

@@ -182,7 +182,7 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
     Returns:
         One row per benchmark and strategy, with "benchmark", "strategy", "seeds" (how many), and each of `MEASURES` as
-        {"mean", "low", "high"}, None where undefined.
+        {"mean", "low", "high"}, None where undefined. Where runs have diverged, "diverged" says how many.
     """
     rows = []
     for benchmark, strategies in comparison.items():
@@ -203,5 +203,6 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     row[measure] = relative_time(by_seed(runs, clock), naive_time)
                 else:
                     row[measure] = student_interval(np.array(list(by_seed(runs, measure).values())))
-            rows.append(row)
+            diverged = sum(run.diverged is not None for run in runs)
+            rows.append(row | ({"diverged": diverged} if diverged else {}))
     return rows

@@ -10,7 +10,7 @@ from benchmarks.comparison.measures import late_experiences
 from benchmarks.comparison.results import REFERENCES, Run
 from benchmarks.comparison.rows import Values, by_seed, recovery
 from benchmarks.comparison.statistics import Interval, student_interval
-from benchmarks.comparison.wording import plain_number
+from benchmarks.comparison.wording import DIVERGED, plain_number
 
 NAMED = 5
 """How many strategies a sentence names, at most, before it counts the others."""
@@ -42,19 +42,31 @@ def summary(strategies: Mapping[str, Sequence[Run]]) -> list[Topic]:
         strategies: the runs by strategy.
 
     Returns:
-        One topic each: plasticity, then forgetting and hidden units where there is something to compare.
+        One topic each: runs that have diverged, where there are any; plasticity; forgetting and hidden units, where
+        there is something to compare.
     """
     late, forgetting, dead = (
         {name: by_seed(runs, measure) for name, runs in strategies.items()}
         for measure in ("late_learning_accuracy", "forgetting", "dead_fraction")
     )
     run = next(iter(strategies.values()))[0]
-    topics = [Topic("Plasticity", _plasticity(late, _last(run)))]
+    topics = [Topic("Diverged runs", told)] if (told := _diverged(strategies)) else []
+    topics.append(Topic("Plasticity", _plasticity(late, _last(run))))
     if len(forgetting.get("naive", {})) > 1:
         topics.append(Topic("Forgetting", _forgetting(forgetting)))
     if len(dead.get("naive", {})) > 1:
         topics.append(Topic("Hidden units", _dead_units(dead, late)))
     return topics
+
+
+def _diverged(strategies: Mapping[str, Sequence[Run]]) -> list[str]:
+    found = {name: [r.diverged for r in runs if r.diverged is not None] for name, runs in strategies.items()}
+    told = [
+        f"{len(when)} of {len(strategies[name])} runs of {name} diverged, the first after experience {min(when)}."
+        for name, when in found.items()
+        if when
+    ]
+    return [*told, DIVERGED] if told else []
 
 
 def _last(run: Run) -> str:

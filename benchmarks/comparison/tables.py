@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.comparison.rows import MEASURES
-from benchmarks.comparison.wording import NOTE, WORDING, cell
+from benchmarks.comparison.wording import DIVERGED, NOTE, WORDING, cell, diverged
 
 SHOWN = (
     "late_learning_accuracy",
@@ -47,7 +47,7 @@ def _broken(name: str) -> Cell:
 
 
 def _cells(row: dict[str, Any]) -> list[Cell]:
-    name = _broken(row["strategy"])
+    name = [*_broken(row["strategy"]), *filter(None, [diverged(row)])]
     numbers = [list(cell(measure, row[measure])) for measure in SHOWN]
     for lines in numbers:
         lines[1] = re.sub(r"(?<![\d±])0\.", ".", lines[1])  # [.70, .86]: 100 columns are not many
@@ -77,6 +77,8 @@ def _styled_lines(rows: Rows) -> Iterator[tuple[str, str]]:
             yield from (("dim", line) for line in more)
         yield "", ""
     yield "dim", NOTE
+    if any(map(diverged, rows)):
+        yield "dim", DIVERGED
     yield "dim", "More measures: --format csv, json or html."
 
 
@@ -119,15 +121,19 @@ def csv_text(rows: Rows) -> str:
 
     Returns:
         CSV with columns benchmark, strategy, seeds and MEASURE_mean, MEASURE_low, MEASURE_high for every measure, in
-        full precision; a field is empty where undefined.
+        full precision; a field is empty where undefined. Where runs have diverged, a last column says how many.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     keys = ("mean", "low", "high")
-    writer.writerow(["benchmark", "strategy", "seeds", *(f"{measure}_{key}" for measure in MEASURES for key in keys)])
+    names = [f"{measure}_{key}" for measure in MEASURES for key in keys]
+    told = any(map(diverged, rows))
+    writer.writerow(["benchmark", "strategy", "seeds", *names, *(["diverged"] if told else [])])
     for row in rows:
         numbers = [row[measure][key] for measure in MEASURES for key in keys]
-        writer.writerow([row["benchmark"], row["strategy"], row["seeds"], *("" if n is None else n for n in numbers)])
+        last = [row.get("diverged", 0)] if told else []
+        values = ["" if number is None else number for number in numbers]
+        writer.writerow([row["benchmark"], row["strategy"], row["seeds"], *values, *last])
     return stream.getvalue()
 
 

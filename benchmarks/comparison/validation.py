@@ -111,6 +111,8 @@ def _check_units(entry: Any, experience: int) -> None:
             number(entry[name], f"{where}.{name}")
     if entry.get("sample_plasticity") is not None:
         number(entry["sample_plasticity"], f"{where}.sample_plasticity", 1)
+    if "diverged" in entry:
+        field(entry, "diverged", str, where + ".")
     eigenvalue = entry.get("largest_hessian_eigenvalue")
     if eigenvalue is not None and (isinstance(eigenvalue, bool) or not isinstance(eigenvalue, (int, float))):
         raise ValueError(f"{where}.largest_hessian_eigenvalue should be a number or null, not {eigenvalue!r:.40}")
@@ -188,6 +190,9 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
             raise ValueError(f"learning_accuracy[{i}] disagrees with the diagonal of accuracy_matrix")
     for i, entry in enumerate(units):
         _check_units(entry, i)
+    marked = [i for i, entry in enumerate(units) if "diverged" in entry]
+    if result.get("diverged") != (marked[0] if marked else None):
+        raise ValueError(f"diverged is {result.get('diverged')!r:.40}, but the units say {marked[:1]}")
     _check_treatments(result)
     for name in ("online_accuracy", "untrained_accuracy", "accuracy_before_learning"):
         _check_accuracies(result, name, experiences)

@@ -1,11 +1,26 @@
 """How measures are called, defined and written as numbers, for every output that people read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.comparison.statistics import Interval
 
 NOTE = "± and [low, high]: 95% interval over seeds. A dash: undefined."
 """What the cells of a table mean."""
+
+
+DIVERGED = "Diverged: the network or its loss was NaN or infinite after an experience; accuracies are as measured."
+"""What it means that a run has diverged."""
+
+
+def diverged(row: Mapping[str, Any]) -> str:
+    """Say how many of a strategy's runs have diverged; nothing if none has.
+
+    Args:
+        row: its row of a comparison.
+    """
+    return f"{row['diverged']} of {row['seeds']} diverged" if "diverged" in row else ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.comparison.results import Comparison
 from benchmarks.comparison.rows import comparison_rows
 from benchmarks.comparison.tables import SHOWN
-from benchmarks.comparison.wording import RATIOS, WORDING, plain_number
+from benchmarks.comparison.wording import RATIOS, WORDING, diverged, plain_number
 from benchmarks.publishing.documents import rounded, table
 from plasticity.errors import UserError
 
@@ -32,7 +32,11 @@ def content(comparison: Comparison, commands: Sequence[str]) -> dict[str, Any]:
         "environment": _common([run.environment for run in runs]),
         "seeds": sorted({run.seed for run in runs}),
         "rows": [
-            {"strategy": row["strategy"], **{measure: rounded(row[measure]) for measure in SHOWN}}
+            {
+                "strategy": row["strategy"],
+                **{measure: rounded(row[measure]) for measure in SHOWN},
+                **({"diverged": row["diverged"], "seeds": row["seeds"]} if "diverged" in row else {}),
+            }
             for row in comparison_rows(comparison)
         ],
     }
@@ -62,7 +66,13 @@ def markdown(published: dict[str, Any]) -> str:
     )
     return table(
         ["strategy", *(WORDING[measure].label for measure in SHOWN)],
-        [[_name(row["strategy"]), *(_cell(measure, row[measure]) for measure in SHOWN)] for row in rows],
+        [
+            [
+                ", ".join(filter(None, [_name(row["strategy"]), diverged(row)])),
+                *(_cell(measure, row[measure]) for measure in SHOWN),
+            ]
+            for row in rows
+        ],
     )
 
 
