@@ -16,6 +16,7 @@ from benchmarks.comparison import FORMATS, compare
 from benchmarks.comparison.results import read_runs
 from benchmarks.comparison.rows import MEASURES, comparison_rows, recovery
 from benchmarks.comparison.statistics import student_interval
+from benchmarks.comparison.summary import summary
 from benchmarks.comparison.tables import plain_table, terminal_table
 from benchmarks.comparison.wording import WORDING
 from plasticity.errors import UserError
@@ -149,6 +150,26 @@ def test_table_is_aligned_and_fits_100_columns(results, rows):
     assert lines[combination + 1].startswith("hyper-hypo ")
     fresh = next(line for line in lines if line.startswith("fresh"))
     assert "–" in fresh.split()
+
+
+def test_the_text_says_what_the_seeds_can_tell_apart(results):
+    """In the page's own words, with seeds, intervals and paired differences; a table alone looks like a ranking."""
+    text = " ".join(compare(results).split())
+    topics = summary(read_runs(results)["permuted-digits"])
+    assert {topic.title for topic in topics} >= {"Plasticity", "Forgetting", "Hidden units"}
+    for topic in topics:
+        assert f"{topic.title}: {' '.join(topic.sentences)}" in text
+    assert "naive loses" in text and "recovers" in text and re.search(r"points \[\S+, \S+\]", text)
+
+
+def test_the_words_stand_below_their_own_table(tmp_path):
+    for benchmark in ("split-digits", "permuted-digits"):
+        for strategy, end in (("naive", 0.5), ("fresh", 0.9)):
+            for seed in range(3):
+                write_run(tmp_path, strategy, seed, benchmark=benchmark, end=end if benchmark[0] == "p" else 0.5)
+    first, second = compare(tmp_path).split("\nsplit-digits\n")
+    assert "naive loses" in first and "No loss of plasticity is shown" in second
+    assert max(map(len, (first + second).splitlines())) <= 100
 
 
 def test_long_names_take_several_lines(tmp_path):

@@ -15,7 +15,8 @@ def compare(directory: Path, format: str = "table", output: Path | None = None) 
 
     Args:
         directory: the results folder, with BENCHMARK/STRATEGY/seed-K folders in it.
-        format: "table" (text for people, with emphasis where standard output is a terminal), "csv", "json" or "html"
+        format: "table" (text for people, with what the seeds can tell apart in words, and with emphasis where standard
+            output is a terminal), "csv", "json" or "html"
             (one self-contained page).
         output: a file to write instead of printing; it appears whole or not at all.
 
@@ -45,8 +46,11 @@ def compare(directory: Path, format: str = "table", output: Path | None = None) 
     elif format == "json":
         text = tables.json_text(rows)
     else:
+        from benchmarks.comparison.summary import paragraphs
+
+        said = {benchmark: paragraphs(strategies) for benchmark, strategies in comparison.items()}
         coloured = output is None and sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
-        text = tables.terminal_table(rows) if coloured else tables.plain_table(rows)
+        text = tables.terminal_table(rows, said) if coloured else tables.plain_table(rows, said)
     if output is not None:
         write_whole(output, text)
     return text

@@ -59,6 +59,11 @@ def summary(strategies: Mapping[str, Sequence[Run]]) -> list[Topic]:
     return topics
 
 
+def paragraphs(strategies: Mapping[str, Sequence[Run]]) -> list[str]:
+    """The summary as plain text: one paragraph for each topic, which it begins with."""
+    return [f"{topic.title}: {' '.join(topic.sentences)}" for topic in summary(strategies)]
+
+
 def _diverged(strategies: Mapping[str, Sequence[Run]]) -> list[str]:
     found = {name: [r.diverged for r in runs if r.diverged is not None] for name, runs in strategies.items()}
     told = [

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -21,6 +22,9 @@ SHOWN = (
     "relative_time",
 )
 """What fits into 100 columns, and is published; the other measures are in the CSV, JSON and HTML outputs."""
+
+WIDTH = 100
+"""Columns of the text."""
 
 NAME_WIDTH = 24
 """Longer names take several lines."""
@@ -63,8 +67,8 @@ def _lines(cells: list[Cell], widths: list[int]) -> list[str]:
     return [line for line in lines if line]
 
 
-def _styled_lines(rows: Rows) -> Iterator[tuple[str, str]]:
-    """The lines of the table, each with the style that a terminal gives it."""
+def _styled_lines(rows: Rows, said: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """The lines of the tables and what is said below them, each with the style that a terminal gives it."""
     for benchmark, group in groupby(rows, key=lambda row: row["benchmark"]):
         table = [_header(), *(_cells(row) for row in group)]
         widths = [max(len(line) for cells in table for line in cells[column]) for column in range(len(table[0]))]
@@ -76,29 +80,34 @@ def _styled_lines(rows: Rows) -> Iterator[tuple[str, str]]:
             yield "bold", first
             yield from (("dim", line) for line in more)
         yield "", ""
+        for paragraph in said.get(benchmark, ()):
+            yield from (("", line) for line in textwrap.wrap(paragraph, WIDTH, break_on_hyphens=False))
+            yield "", ""
     yield "dim", NOTE
-    if any(map(diverged, rows)):
+    if any(map(diverged, rows)) and not said:  # the words say it, too
         yield "dim", DIVERGED
     yield "dim", "More measures: --format csv, json or html."
 
 
-def plain_table(rows: Rows) -> str:
+def plain_table(rows: Rows, said: Mapping[str, Sequence[str]] | None = None) -> str:
     """Aligned text without colour, readable at 100 columns.
 
     Args:
         rows: the rows of a comparison.
+        said: paragraphs below the table of each benchmark.
 
     Returns:
         A table for each benchmark and a note on how to read them.
     """
-    return "".join(line + "\n" for _, line in _styled_lines(rows))
+    return "".join(line + "\n" for _, line in _styled_lines(rows, said or {}))
 
 
-def terminal_table(rows: Rows) -> str:
+def terminal_table(rows: Rows, said: Mapping[str, Sequence[str]] | None = None) -> str:
     """The same text with a terminal's emphasis.
 
     Args:
         rows: the rows of a comparison.
+        said: paragraphs below the table of each benchmark.
 
     Returns:
         Text with escape codes.
@@ -108,7 +117,7 @@ def terminal_table(rows: Rows) -> str:
 
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True)
-    for style, line in _styled_lines(rows):
+    for style, line in _styled_lines(rows, said or {}):
         console.print(Text(line, style=style), soft_wrap=True)
     return stream.getvalue()
 
