@@ -60,7 +60,10 @@ def test_options_reach_the_network_and_the_optimizer():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("redo:tauu=1", "has no argument 'tauu'; there are: tau"),
+        (
+            "redo:tauu=1",
+            "has no argument 'tauu'; there are: tau, maximum_share, moments, preset, every, probe_samples, seed",
+        ),
         ("redo:tau", "written NAME=VALUE, not 'tau'"),
         ("redo:tau=high", "tau must lie in"),
         ("crelu:width=1", "crelu has no option 'width'; it has none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -25,8 +26,15 @@ def change_rule(plugin: object, rule: Rule, changes: Mapping[str, Any], *, hidde
     known = [name for name in getattr(rule, "__dataclass_fields__", {}) if name not in hidden]
     unknown = sorted(set(changes) - set(known))
     if unknown:
-        raise UserError(f"{type(plugin).__name__} has no argument {unknown[0]!r}; there are: {', '.join(known)}")
+        offered = ", ".join(dict.fromkeys([*known, *_named(type(plugin))]))
+        raise UserError(f"{type(plugin).__name__} has no argument {unknown[0]!r}; there are: {offered}")
     return type(rule)(**{**vars(rule), **changes})
+
+
+def _named(kind: type) -> list[str]:
+    """Return the arguments that a plugin takes by name beside those of its rule."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
 
 
 def choose_rule(plugin: object, presets: Mapping[str, Rule], preset: str, changes: Mapping[str, Any]) -> Rule:
