@@ -7,6 +7,7 @@ import pytest
 import torch
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin, SupervisedPlugin
+from plugin_pairs import BOTH_ORDERS, ordered
 from strategy_runs import acting, acts, with_dead_units
 from stripping_streams import FixedHead, Network, Recorder, everything, naive, run, same, stream
 from torch import nn
@@ -27,13 +28,6 @@ from plasticity.plugins import (
     SynapticStrippingPlugin,
 )
 from strategies import STRATEGIES, Context, build_plugins, change_network, choose_optimizer
-
-BOTH_ORDERS = pytest.mark.parametrize("first", [True, False])
-
-
-def ordered(one, other, first):
-    return [one, other] if first else [other, one]
-
 
 # --- replay and each strategy --------------------------------------------------------------------------------------
 

@@ -8,47 +8,26 @@ from avalanche.training.plugins import (
     SynapticIntelligencePlugin,
 )
 from demon_runs import demon, pruned
+from plugin_pairs import BOTH_ORDERS, MOVERS, ordered
 from stripping_streams import DEAD, FixedHead, Network, everything, run, stream
 from torch import nn
 
 from plasticity.plugins import (
     AdaptivePlugin,
     ContinualBackpropPlugin,
-    DASHPlugin,
     DemonPruningPlugin,
-    FIREPlugin,
     GradientDormancyPlugin,
     HareTortoisePlugin,
     HyperHypoPlugin,
     L2InitPlugin,
-    NormalizeAndProjectPlugin,
     PlasticityInjectionPlugin,
     ReDoPlugin,
     SelfNormalizedResetsPlugin,
-    ShrinkPerturbPlugin,
-    SpectralRegularizationPlugin,
     SynapticStrippingPlugin,
 )
 
-BOTH_ORDERS = pytest.mark.parametrize("first", [True, False])
-
-
-def ordered(one, other, first):
-    return [one, other] if first else [other, one]
-
-
 MOVE = {
-    "l2-init": L2InitPlugin,
-    "shrink-perturb": ShrinkPerturbPlugin,
-    "shrink-perturb-step": lambda: ShrinkPerturbPlugin("step"),
-    "shrink-perturb-interpolate": lambda: ShrinkPerturbPlugin("interpolate"),
-    "fire": FIREPlugin,
-    "dash": DASHPlugin,
-    "spectral-regularization": SpectralRegularizationPlugin,
-    "normalize-and-project": lambda: NormalizeAndProjectPlugin(normaliser_decay=0.1),
-    "hare-tortoise": lambda: HareTortoisePlugin(momentum=0.9, reset_every=4),
-    "synaptic-stripping": lambda: SynapticStrippingPlugin("whitaker2023"),
-    "plasticity-injection": PlasticityInjectionPlugin,
+    **MOVERS,
     "redo": lambda: ReDoPlugin(every=3, tau=0.5),
     "gradient-dormancy": lambda: GradientDormancyPlugin(every=3, tau=0.5, batches=2),
     "continual-backprop": lambda: ContinualBackpropPlugin(replacement_rate=0.06, maturity=2),

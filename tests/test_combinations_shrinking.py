@@ -14,34 +14,22 @@ from avalanche.training.plugins import (
     SynapticIntelligencePlugin,
 )
 from demon_runs import Bookkeeping, demon, pruned
+from plugin_pairs import BOTH_ORDERS, MOVERS, ordered
 from stripping_streams import DEAD, FixedHead, Network, everything, run, stream
 
 from plasticity.errors import UserError
 from plasticity.plugins import (
     AdaptivePlugin,
     ContinualBackpropPlugin,
-    DASHPlugin,
-    FIREPlugin,
     GradientDormancyPlugin,
     HareTortoisePlugin,
     HyperHypoPlugin,
-    L2InitPlugin,
-    L2Plugin,
     NormalizeAndProjectPlugin,
-    PlasticityInjectionPlugin,
     ReDoPlugin,
     SelfNormalizedResetsPlugin,
-    ShrinkPerturbPlugin,
-    SpectralRegularizationPlugin,
-    SynapticStrippingPlugin,
 )
 
-BOTH_ORDERS = pytest.mark.parametrize("first", [True, False])
 WIDTHS = {"features.0": 20, "features.3": 10}  # units of the two hidden layers of the network
-
-
-def ordered(one, other, first):
-    return [one, other] if first else [other, one]
 
 
 def shrinking(**changes):
@@ -49,18 +37,7 @@ def shrinking(**changes):
 
 
 FOLLOW = {
-    "l2": L2Plugin,
-    "l2-init": L2InitPlugin,
-    "shrink-perturb": ShrinkPerturbPlugin,
-    "shrink-perturb-step": lambda: ShrinkPerturbPlugin("step"),
-    "shrink-perturb-interpolate": lambda: ShrinkPerturbPlugin("interpolate"),
-    "fire": FIREPlugin,
-    "dash": DASHPlugin,
-    "spectral-regularization": SpectralRegularizationPlugin,
-    "normalize-and-project": lambda: NormalizeAndProjectPlugin(normaliser_decay=0.1),
-    "hare-tortoise": lambda: HareTortoisePlugin(momentum=0.9, reset_every=4),
-    "synaptic-stripping": lambda: SynapticStrippingPlugin("whitaker2023"),
-    "plasticity-injection": PlasticityInjectionPlugin,
+    **MOVERS,
     "demon-pruning": lambda: demon("mask", every=5),
     "demon-pruning-shrink": lambda: demon("shrink", every=3, seed=1),
     "replay": lambda: ReplayPlugin(mem_size=12),
