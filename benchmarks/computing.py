@@ -78,6 +78,11 @@ class Computing:
         defaults = Computing()
         return {name: value for name, value in found.items() if value != getattr(defaults, name)}
 
+    def words(self) -> list[str]:
+        """Return what differs from the defaults as words of a command line."""
+        flags = ["--channels-last"] * self.channels_last + ["--compile"] * self.compile
+        return [*(["--precision", self.precision] if self.precision != "float32" else []), *flags]
+
     def environment(self, device: str) -> dict[str, str]:
         """Return all of it in words, for tables of costs."""
         return {

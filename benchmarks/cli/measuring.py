@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import count, device
+from benchmarks.cli.arguments import add_computing, computing, count, device
 from plasticity.errors import UserError
 
 
@@ -28,10 +28,13 @@ def add_cost(commands: Any) -> None:
     """Add the command `cost`."""
     cost = commands.add_parser("cost", help="measure what watching, treating and loading cost on this machine")
     cost.set_defaults(execute=_cost)
-    cost.add_argument("--sections", default="watching,treating,loading,processes", metavar="A,B", help="default: all")
+    cost.add_argument(
+        "--sections", default="watching,treating,loading,epoch,processes", metavar="A,B", help="default: all"
+    )
     cost.add_argument("--rounds", type=count, default=30, metavar="N", help="interleaved rounds (default: 30)")
     cost.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, … (default: cpu)")
     cost.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (default: 1)")
+    add_computing(cost)
     cost.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON, too")
 
 
@@ -52,12 +55,13 @@ def _cost(arguments: argparse.Namespace) -> None:
     from benchmarks.settings import environment
 
     sections = [section for section in arguments.sections.split(",") if section]
-    lines = list(measure(sections, device(arguments.device), arguments.rounds, arguments.threads))
+    asked = computing(arguments)
+    lines = list(measure(sections, device(arguments.device), arguments.rounds, arguments.threads, asked))
     print(text(lines))
     if arguments.output is not None:
         words = f"--sections {arguments.sections} --rounds {arguments.rounds} --device {arguments.device}"
-        command = f"python -m benchmarks cost {words} --threads {arguments.threads}"
-        found = content(lines, environment(arguments.device), command)
+        command = " ".join([f"python -m benchmarks cost {words} --threads {arguments.threads}", *asked.words()])
+        found = content(lines, {**environment(arguments.device), **asked.environment(arguments.device)}, command)
         try:
             arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         except OSError as error:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+from benchmarks.computing import Computing
 from benchmarks.cost.table import Line
 from plasticity.errors import UserError
 
-SECTIONS = ("watching", "treating", "loading", "processes")
+SECTIONS = ("watching", "treating", "loading", "epoch", "processes")
 
 
-def measure(sections: Sequence[str], device: str, rounds: int, threads: int = 1) -> Iterator[Line]:
+def measure(
+    sections: Sequence[str], device: str, rounds: int, threads: int = 1, computing: Computing | None = None
+) -> Iterator[Line]:
     """Measure costs.
 
     Args:
@@ -17,24 +20,29 @@ def measure(sections: Sequence[str], device: str, rounds: int, threads: int = 1)
         rounds: Interleaved rounds; for the many methods ("treating") a third of them, for whole runs ("processes") a
             tenth.
         threads: CPU threads.
+        computing: How networks compute; None: as by default.
 
     Raises:
-        UserError: If a section is unknown.
+        UserError: If a section is unknown, or the device cannot compute so.
     """
     unknown = [section for section in sections if section not in SECTIONS]
     if unknown:
         raise UserError(f"unknown section {unknown[0]!r}: there are {', '.join(SECTIONS)}")
+    computing = computing or Computing()
+    computing.check(device)
     import torch
 
-    from benchmarks.cost import loading, processes, treating, watching
+    from benchmarks.cost import epoch, loading, processes, treating, watching
 
     torch.set_num_threads(threads)
     where = torch.device(device)
     if "watching" in sections:
-        yield from watching.measure(where, rounds)
+        yield from watching.measure(where, rounds, computing=computing)
     if "treating" in sections:
-        yield from treating.measure(where, max(1, rounds // 3))
+        yield from treating.measure(where, max(1, rounds // 3), computing=computing)
     if "loading" in sections:
-        yield from loading.measure(where, rounds)
+        yield from loading.measure(where, rounds, computing=computing)
+    if "epoch" in sections:
+        yield from epoch.measure(where, rounds, computing=computing)
     if "processes" in sections:
-        yield from processes.measure(max(1, rounds // 10))
+        yield from processes.measure(max(1, rounds // 10), options=["--device", device, *computing.words()])

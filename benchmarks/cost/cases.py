@@ -1,7 +1,7 @@
 """The networks and mini-batches on which costs are measured; the data are random, for costs do not depend on them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
+from benchmarks.computing import Computing
 from benchmarks.cost.timing import clock
 from benchmarks.models import build_model
 from benchmarks.streams import make_stream
@@ -29,6 +30,7 @@ class Case:
         optimizer: Makes the optimizer.
         steps: Mini-batches of a block.
         classes: Width of the head.
+        computing: How the network computes.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Case:
     optimizer: Callable[..., torch.optim.Optimizer]
     steps: int
     classes: int = 10
+    computing: Computing = Computing()
 
 
 CASES = (
@@ -45,6 +48,11 @@ CASES = (
     Case("pairs-conv, batch 32", "pairs-conv", (3, 32, 32), 32, partial(torch.optim.Adam, lr=1e-3, fused=True), 60),
     Case("mlp-3x1000, batch 64", "mlp-3x1000", (784,), 64, partial(torch.optim.Adam, lr=1e-3, fused=True), 30),
 )
+
+
+def computed(cases: Iterable[Case], computing: Computing) -> tuple[Case, ...]:
+    """Return the cases with networks that compute in another way."""
+    return tuple(replace(case, computing=computing) for case in cases)
 
 
 class StepTimer(SupervisedPlugin[Any]):
@@ -85,7 +93,7 @@ class Trainer:
         device: Where.
         plugins: Of the strategy.
         metrics: Of its evaluator.
-        change: What else happens to the network first, such as `torch.compile`.
+        change: What else happens to the network first.
     """
 
     def __init__(
@@ -101,7 +109,7 @@ class Trainer:
         data = [(torch.randn(count, *case.shape), torch.randint(case.classes, (count,)))]
         data[0][1][: case.classes] = torch.arange(case.classes)
         self.experience = make_stream(data, data, "domain").streams["train"][0]
-        model = change(build_model(case.model, case.classes, case.shape).to(device))
+        model = case.computing.network(change(build_model(case.model, case.classes, case.shape).to(device)))
         self.timer = StepTimer()
         self.strategy = Naive(
             model=model,
@@ -110,7 +118,7 @@ class Trainer:
             train_mb_size=case.batch_size,
             device=device,
             # The timer stands first, so that what plugins do when an epoch is over is no part of its steps.
-            plugins=[self.timer, *(plugins or []), TensorLoaderPlugin()],
+            plugins=[self.timer, *case.computing.plugins(), *(plugins or []), TensorLoaderPlugin()],
             evaluator=EvaluationPlugin(*(metrics or []), loggers=[Silent()]),
         )
 

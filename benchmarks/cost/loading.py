@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from avalanche.benchmarks import nc_benchmark
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 from torchvision import datasets, transforms
 
+from benchmarks.computing import Computing
+from benchmarks.cost.bare import BareSteps
 from benchmarks.cost.cases import Silent
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import clock, interleave, ratio
@@ -20,6 +21,7 @@ from benchmarks.models import build_model
 from plasticity.loading import TensorLoaderPlugin, dataset_tensors
 
 SAMPLES, EPOCHS = 2048, 5
+PLAIN = Computing()
 NETWORKS = (
     ("mlp-2x100, SGD, batch 64", "mlp-2x100", (1, 28, 28), 64, datasets.MNIST),
     ("pairs-conv, SGD, batch 32", "pairs-conv", (3, 32, 32), 32, datasets.CIFAR10),
@@ -68,21 +70,22 @@ def stock_stream(kind: type, shape: tuple[int, ...], count: int) -> Any:
     )
 
 
-def measure(device: torch.device, rounds: int) -> Iterator[Line]:
+def measure(device: torch.device, rounds: int, *, computing: Computing = PLAIN) -> Iterator[Line]:
     """Measure both networks, each on one experience of a stream for some epochs, with the same seeds.
 
     Args:
         device: Where.
         rounds: Interleaved rounds.
+        computing: How networks compute, those of the bare loop, too.
     """
     for case, model, shape, batch_size, kind in NETWORKS:
         experience = stock_stream(kind, shape, SAMPLES).train_stream[0]
         inputs, labels, _ = dataset_tensors(experience.dataset)
         build = partial(build_model, model, 10, shape)
         blocks = {
-            STOCK: _avalanche(experience, build, batch_size, device, []),
-            OURS: _avalanche(experience, build, batch_size, device, [TensorLoaderPlugin()]),
-            BARE: _bare((inputs, labels), build, batch_size, device),
+            STOCK: _avalanche(experience, build, batch_size, device, [], computing),
+            OURS: _avalanche(experience, build, batch_size, device, [TensorLoaderPlugin()], computing),
+            BARE: _bare((inputs, labels), build, batch_size, device, computing),
         }
         times = interleave(blocks, rounds)
         for other in (STOCK, BARE):
@@ -90,10 +93,15 @@ def measure(device: torch.device, rounds: int) -> Iterator[Line]:
 
 
 def _avalanche(
-    experience: Any, build: Callable[[], nn.Module], batch_size: int, device: torch.device, plugins: list[Any]
+    experience: Any,
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    device: torch.device,
+    plugins: list[Any],
+    computing: Computing = PLAIN,
 ) -> Callable[[], float]:
     torch.manual_seed(0)
-    model = build().to(device)
+    model = computing.network(build().to(device))
     strategy = Naive(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
@@ -101,7 +109,7 @@ def _avalanche(
         train_mb_size=batch_size,
         train_epochs=EPOCHS,
         device=device,
-        plugins=plugins,
+        plugins=[*computing.plugins(), *plugins],
         evaluator=EvaluationPlugin(loggers=[Silent()]),
     )
 
@@ -114,20 +122,22 @@ def _avalanche(
 
 
 def _bare(
-    data: tuple[torch.Tensor, torch.Tensor], build: Callable[[], nn.Module], batch_size: int, device: torch.device
+    data: tuple[torch.Tensor, torch.Tensor],
+    build: Callable[[], nn.Module],
+    batch_size: int,
+    device: torch.device,
+    computing: Computing,
 ) -> Callable[[], float]:
     torch.manual_seed(0)
-    model = build().to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model = computing.network(build().to(device))
+    steps = BareSteps(model, torch.optim.SGD(model.parameters(), lr=0.01), computing, device)
     inputs, labels = (part.to(device) for part in data)
 
     def block() -> float:
         start = clock(device)
         for _ in range(EPOCHS):
             for rows in torch.randperm(len(labels)).to(device).split(batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs[rows]), labels[rows]).backward()
-                optimizer.step()
+                steps.step(inputs[rows], labels[rows])
         return (clock(device) - start) / SAMPLES / EPOCHS
 
     return block

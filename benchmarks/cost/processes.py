@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cost.table import Line
@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(
-    rounds: int, jobs: int = 2, experiences: int = 100, run: Callable[[list[str]], object] | None = None
+    rounds: int,
+    jobs: int = 2,
+    experiences: int = 100,
+    run: Callable[[list[str]], object] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Line]:
     """Measure as many runs of naive on permuted digits as there are processes, from start to end of the command.
 
@@ -24,6 +28,7 @@ def measure(
         jobs: Processes.
         experiences: Length of the runs.
         run: Takes the words after `python -m benchmarks`; None: runs that command.
+        options: Further words of the runs.
     """
     run = run or _command
 
@@ -31,7 +36,7 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             words = ["run", "permuted-digits", "--strategies", "naive", "--seeds", str(jobs), "--out", folder]
             start = time.perf_counter()
-            run([*words, "--experiences", str(experiences), "--jobs", str(at_a_time)])
+            run([*words, "--experiences", str(experiences), "--jobs", str(at_a_time), *options])
             return time.perf_counter() - start
 
     times = interleave({"one": lambda: block(1), "all": lambda: block(jobs)}, rounds, warm_up=0)

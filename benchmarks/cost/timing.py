@@ -1,18 +1,19 @@
 """Times that can be compared on a noisy machine: interleaved blocks, and ratios within each round."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Block = Callable[[], float]
 """Runs a piece of work and returns how many seconds a unit of it took."""
 
 
 class Ratio(NamedTuple):
-    """How long one thing takes in units of another: the median over rounds, with a 95% bootstrap interval of it."""
+    """How long one thing takes, in units of another or in seconds: the median over rounds, with its 95% interval."""
 
     median: float
     low: float
@@ -64,7 +65,11 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> Ratio:
         name: The block in question.
         base: The one that it is measured by.
     """
-    ratios = np.array(times[name]) / np.array(times[base])
-    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    return summary(np.array(times[name]) / np.array(times[base]))
+
+
+def summary(figures: Sequence[float] | NDArray[np.float64]) -> Ratio:
+    """Return the median of figures, one of each round, with a 95% bootstrap interval of it."""
+    drawn = np.random.default_rng(0).choice(figures, (2000, len(figures)))
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+    return Ratio(float(np.median(figures)), float(low), float(high), len(figures))

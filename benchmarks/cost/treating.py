@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.computing import Computing
 from benchmarks.cost import cases
-from benchmarks.cost.cases import Case, Trainer
+from benchmarks.cost.cases import Case, Trainer, computed
 from benchmarks.cost.peers import installed
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import Block, clock, interleave, ratio
@@ -92,7 +93,12 @@ class Method:
 
 
 def measure(
-    device: torch.device, rounds: int, cases: Iterable[Case] = CASES, strategies: Iterable[str] | None = None
+    device: torch.device,
+    rounds: int,
+    cases: Iterable[Case] = CASES,
+    strategies: Iterable[str] | None = None,
+    *,
+    computing: Computing | None = None,
 ) -> Iterator[Line]:
     """Measure every method on each network; a method that cannot treat one is passed over.
 
@@ -103,9 +109,10 @@ def measure(
         rounds: Interleaved rounds.
         cases: The networks.
         strategies: Names, with options if wanted; None: all but `LEFT_OUT`, and other packages.
+        computing: How the networks compute; None: as by default.
     """
     names = [name for name in STRATEGIES if name not in LEFT_OUT] if strategies is None else list(strategies)
-    for case in cases:
+    for case in computed(cases, computing or Computing()):
         naive = Trainer(case, device)
         steps: list[Line] = []
         treatments: list[Line] = []

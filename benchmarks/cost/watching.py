@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
-from benchmarks.cost.cases import CASES, Case, Trainer
+from benchmarks.computing import Computing
+from benchmarks.cost.cases import CASES, Case, Trainer, computed
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import interleave, ratio
 from plasticity.metrics import plasticity_metrics
@@ -44,15 +45,18 @@ class PlainHooks(SupervisedPlugin[Any]):
             handle.remove()
 
 
-def measure(device: torch.device, rounds: int, cases: Iterable[Case] = CASES) -> Iterator[Line]:
+def measure(
+    device: torch.device, rounds: int, cases: Iterable[Case] = CASES, *, computing: Computing | None = None
+) -> Iterator[Line]:
     """Measure each network.
 
     Args:
         device: Where.
         rounds: Interleaved rounds.
         cases: The networks.
+        computing: How they compute; None: as by default.
     """
-    for case in cases:
+    for case in computed(cases, computing or Computing()):
         case = replace(case, steps=-(-case.steps // SAMPLED) * SAMPLED)  # each sampled block has its share of looks
         blocks = {
             "naive": Trainer(case, device),
