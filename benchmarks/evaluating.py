@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from benchmarks.streams.builders import derived_seed
 from plasticity.loading import NotTensorsError, dataset_rows, dataset_tensors
 from plasticity.rows import Rows
+from plasticity.tracing.preserve import Uncompiled
 
 _TO_TEST = 1729  # a purpose that no stream draws for
 
@@ -125,7 +126,8 @@ class StreamTensors(Sequence[ExperienceTensors]):
 def evaluate(model: nn.Module, tensors: ExperienceTensors, batch_size: int = 512) -> float:
     """Measure the accuracy of a network on an experience, in evaluation mode.
 
-    The mode of every module is put back as it was. One number is copied to the host, at the end.
+    The mode of every module is put back as it was. One number is copied to the host, at the end. What `torch.compile`
+    made of the network is not used: it would have to be made anew for each number of samples.
 
     Args:
         model: A network as a strategy has it; a `MultiTaskModule` is given the task labels.
@@ -145,10 +147,11 @@ def evaluate(model: nn.Module, tensors: ExperienceTensors, batch_size: int = 512
     right = torch.zeros((), dtype=torch.int64, device=targets.device)
     model.eval()
     try:
-        for start in range(0, len(targets), batch_size):
-            rows = slice(start, start + batch_size)
-            output = model(inputs[rows]) if tasks is None else avalanche_forward(model, inputs[rows], tasks[rows])
-            right += (output.argmax(dim=1) == targets[rows]).sum()
+        with Uncompiled():
+            for start in range(0, len(targets), batch_size):
+                rows = slice(start, start + batch_size)
+                output = model(inputs[rows]) if tasks is None else avalanche_forward(model, inputs[rows], tasks[rows])
+                right += (output.argmax(dim=1) == targets[rows]).sum()
     finally:
         for module, training in modes:
             module.training = training
