@@ -164,7 +164,10 @@ class UnitGroups(Sequence[UnitGroup]):
     def __init__(
         self, groups: Iterable[UnitGroup], *, skipped: Sequence[str] = (), outputs: Sequence[str] = ()
     ) -> None:
-        self._groups = tuple(groups)
+        self._groups = tuple(groups) if isinstance(groups, Iterable) else (groups,)
+        strange = [each for each in self._groups if not isinstance(each, UnitGroup)]
+        if strange:
+            raise UserError(f"groups must be UnitGroup objects, such as those of find_units, not {strange[0]!r}")
         self.skipped = tuple(skipped)
         self.outputs = tuple(outputs)
         self._by_name = {group.name: group for group in self._groups}

@@ -35,7 +35,7 @@ from plasticity.methods.recycling import RemovedUnits, check_moments, take_count
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
-from plasticity.values import check_count, check_shares
+from plasticity.values import check_count, check_flag, check_shares
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class ContinualBackpropRule:
             raise UserError("decay must be below 1")
         check_count("maturity", self.maturity, 0)
         check_count("weights_every", self.weights_every, 1)
+        check_flag("transfer", self.transfer)
         if self.outgoing not in ("sum", "mean"):
             raise UserError(f"unknown outgoing {self.outgoing!r}; there are: sum, mean")
 

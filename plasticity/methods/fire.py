@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from plasticity.errors import UserError
 from plasticity.methods.parameters import WEIGHT_KINDS, Entry, as_matrices, from_matrices, trainable
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
-from plasticity.values import in_range
+from plasticity.values import check_count, in_range
 
 Layers = Literal["auto", "all", "attention"]
 _QUERIES_AND_KEYS = {"to_q", "to_k", "q_proj", "k_proj", "query", "key", "wq", "wk"}
@@ -49,8 +49,7 @@ class FIRERule:
     optimizer_state: OptimizerState = "clear"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.iterations, int) or isinstance(self.iterations, bool) or self.iterations < 1:
-            raise UserError(f"iterations must be a whole number of at least 1, not {self.iterations!r}")
+        check_count("iterations", self.iterations)
         in_range("strength", self.strength, 0, 1)
         if self.layers not in get_args(Layers):
             raise UserError(f"unknown layers {self.layers!r}; there are: {', '.join(get_args(Layers))}")

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.parameters import grown
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
 from plasticity.removal import Removal
-from plasticity.values import in_range
+from plasticity.values import check_count, in_range
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ class HareTortoiseRule:
 
     def __post_init__(self) -> None:
         in_range("momentum", self.momentum, 0, 1)
-        every = self.reset_every
-        if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
-            raise UserError(f"reset_every must be a whole number of at least 1 or None, not {every!r}")
+        if self.reset_every is not None:
+            check_count("reset_every", self.reset_every)
         check_optimizer_state(self.optimizer_state)
 
 

@@ -15,6 +15,7 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.probe import Probe
 from plasticity.spread import SpreadStatistics, spread_statistics
+from plasticity.values import check_shares, in_range
 
 Mode = Literal["adapt", "prune"]
 Saliency = Literal["frequency", "mean_abs", "std", "entropy"]
@@ -57,17 +58,15 @@ class HyperHypoRule:
         for name, kind in kinds:
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(get_args(kind))}")
-        if not 0 <= self.percent <= 50:
-            raise UserError(f"percent must lie in [0, 50], as it counts for each end, not {self.percent}")
-        if not 0 <= self.maximum_pruned <= 1:
-            raise UserError(f"maximum_pruned must lie in [0, 1], not {self.maximum_pruned}")
+        in_range("percent", self.percent, 0, 50)  # it counts for each end
+        check_shares(self, "maximum_pruned")
         if self.select == "percentile":
             if self.low is not None or self.high is not None:
                 raise UserError('low and high have a meaning with select="bounds" only')
             return
         if self.saliency != "frequency" and (self.low is None or self.high is None):
             raise UserError(f'select="bounds" with saliency="{self.saliency}" needs both low and high')
-        low, high = self.bounds
+        low, high = (in_range(name, bound) for name, bound in zip(("low", "high"), self.bounds, strict=True))
         if not 0 <= low < high or (self.saliency == "frequency" and high > 1):
             limit = "low < high <= 1" if self.saliency == "frequency" else "low < high"
             raise UserError(f"bounds must satisfy 0 <= {limit}, not low={low} and high={high}")

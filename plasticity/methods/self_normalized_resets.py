@@ -33,7 +33,7 @@ from plasticity.methods.recycling import RemovedUnits, check_moments, take_count
 from plasticity.methods.watching import BatchSums
 from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
-from plasticity.values import check_count, check_shares
+from plasticity.values import check_count, check_shares, in_range, shown
 
 SILENT_ACTIVATIONS = frozenset({"relu", "relu6"})
 """Activations that are never negative, and under which a unit that does not fire is silent: 0, without a gradient."""
@@ -69,10 +69,13 @@ class SelfNormalizedResetsRule:
         check_moments(self.moments)
         for name in ("maximum_age", "refresh", "enough", "check_every"):
             check_count(name, getattr(self, name), 1)
-        if not isinstance(self.expansion, int | float) or not 1 <= self.expansion < math.inf:
-            raise UserError(f"expansion must be at least 1, not {self.expansion!r}")
+        if self.maximum_age > LONGEST:
+            raise UserError(f"maximum_age must be at most {LONGEST}, not {shown(self.maximum_age)}")
+        in_range("expansion", self.expansion, 1)
 
 
+LONGEST = 2**31 - 1
+"""Samples that ages are counted up to."""
 PRESETS: dict[str, SelfNormalizedResetsRule] = {
     "default": SelfNormalizedResetsRule(),
     "farias2025": SelfNormalizedResetsRule(enough=1, check_every=1, maximum_share=1.0, moments="zero"),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from plasticity.errors import UserError
 from plasticity.methods.parameters import Entry
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state, draw_like, reset_running_statistics
-from plasticity.values import in_range
+from plasticity.values import check_count, in_range
 
 Variant = Literal["experience", "step", "interpolate"]
 NoiseScale = Literal["initial", "normal"]
@@ -67,8 +67,7 @@ class ShrinkPerturbRule:
             in_range(name, getattr(self, name), 0, 1)
         for name in ("perturb", "noise"):
             in_range(name, getattr(self, name))
-        if not isinstance(self.step_every, int) or isinstance(self.step_every, bool) or self.step_every < 1:
-            raise UserError(f"step_every must be a whole number of at least 1, not {self.step_every!r}")
+        check_count("step_every", self.step_every)
         check_optimizer_state(self.optimizer_state)
 
     @property

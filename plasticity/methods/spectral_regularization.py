@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plasticity.errors import UserError
 from plasticity.methods.parameters import Entry
-from plasticity.values import in_range
+from plasticity.values import check_count, check_flag, in_range
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,9 @@ class SpectralRule:
 
     def __post_init__(self) -> None:
         in_range("strength", self.strength)
-        if not isinstance(self.power, int) or isinstance(self.power, bool) or self.power < 1:
-            raise UserError(f"power must be a whole number of at least 1, not {self.power!r}")
+        check_count("power", self.power)
+        for name in ("biases", "normalisers"):
+            check_flag(name, getattr(self, name))
 
     def role(self, entry: Entry) -> str | None:
         """Return as what a parameter counts: "matrix", "diagonal", "bias", or None."""

@@ -29,6 +29,7 @@ from plasticity.methods.treatment import Treatment, dead_on
 from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe, output_shift
 from plasticity.surgery import reinitialise
+from plasticity.values import check_count, check_flag, check_shares
 
 Score = Literal["auto", "signed_contribution", "signed_weight"]
 Fallback = Literal["zero_bias", "reinitialise", "none"]
@@ -62,12 +63,10 @@ class StrippingRule:
     clean_optimizer: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("fraction", "max_row_sparsity"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {value!r}")
-        if not isinstance(self.rounds, int) or self.rounds < 0:
-            raise UserError(f"rounds must be a whole number of at least 0, not {self.rounds!r}")
+        check_shares(self, "fraction", "max_row_sparsity")
+        check_count("rounds", self.rounds, 0)
+        for name in ("guard", "clean_optimizer"):
+            check_flag(name, getattr(self, name))
         for name, kind in (("score", Score), ("fallback", Fallback)):
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"unknown {name} {getattr(self, name)!r}; there are: {', '.join(get_args(kind))}")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from plasticity.errors import UserError
+from plasticity.values import check_seed, in_range
 
 Utility = Literal["global", "local"]
 Preset = Literal["elsayed2024", "elsayed2024-readme"]
@@ -79,7 +80,7 @@ class UPGD(Optimizer):
         preset: Preset | None = None,
         seed: int = 0,
     ) -> None:
-        self._seed = seed
+        self._seed = check_seed(seed)
         self._generators: dict[str, torch.Generator] = {}
         settings = {
             "lr": lr,
@@ -220,11 +221,10 @@ class UPGD(Optimizer):
 
 
 def _check(group: dict[str, Any]) -> None:
+    for name in ("lr", "beta", "sigma", "weight_decay"):
+        in_range(f"UPGD: {name}", group[name])
     for name, good, words in (
-        ("lr", group["lr"] >= 0, "at least 0"),
-        ("beta", 0 <= group["beta"] < 1, "in [0, 1)"),
-        ("sigma", group["sigma"] >= 0, "at least 0"),
-        ("weight_decay", group["weight_decay"] >= 0, "at least 0"),
+        ("beta", group["beta"] < 1, "in [0, 1)"),
         ("utility", group["utility"] in get_args(Utility), " or ".join(get_args(Utility))),
         ("preset", group["preset"] in (None, *get_args(Preset)), f"None, {' or '.join(get_args(Preset))}"),
     ):

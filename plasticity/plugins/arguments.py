@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from plasticity.errors import UserError
+from plasticity.values import shown
 
 Rule = TypeVar("Rule")
 
@@ -43,6 +44,6 @@ def choose_rule(plugin: object, presets: Mapping[str, Rule], preset: str, change
     Raises:
         UserError: If the preset or a value's name is unknown, or a value has no meaning.
     """
-    if preset not in presets:
-        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets)}")
+    if not isinstance(preset, str) or preset not in presets:
+        raise UserError(f"unknown preset {shown(preset)}; there are: {', '.join(presets)}")
     return change_rule(plugin, presets[preset], changes)

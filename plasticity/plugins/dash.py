@@ -23,6 +23,7 @@ from plasticity.methods.parameters import Entry
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 from plasticity.preview import Preview
+from plasticity.values import check_count
 
 
 class DASHPlugin(WholeWeightPlugin):
@@ -62,8 +63,8 @@ class DASHPlugin(WholeWeightPlugin):
         dry_run: bool = False,
         **rule: Any,
     ) -> None:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise UserError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         self.rule = change_rule(self, DASHRule(), rule)
         super().__init__(
             optimizer_state=self.rule.optimizer_state,

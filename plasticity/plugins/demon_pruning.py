@@ -44,6 +44,7 @@ from plasticity.probe import Probe, RecentInputs, balanced
 from plasticity.removal import Removal
 from plasticity.schedules import one_cycle
 from plasticity.units import find_units
+from plasticity.values import check_count
 
 POOL = 2
 """How many times as many recent samples are kept as units are judged on, so that classes can be balanced."""
@@ -109,8 +110,8 @@ class DemonPruningPlugin(TreatmentPlugin):
             raise UserError(f"unknown mode {mode!r}; there are: {', '.join(get_args(Mode))}")
         if mode == "shrink" and groups is not None:
             raise UserError('mode="shrink" finds the units again after each removal: it takes no groups made by hand')
-        if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
-            raise UserError(f"total_steps must be a whole number of at least 1, not {total_steps!r}")
+        if total_steps is not None:
+            check_count("total_steps", total_steps)
         self.mode: Mode = mode
         self.acts = ("moves", "removes", "shrinks") if mode == "shrink" else ("moves", "removes")
         self.rule = choose_rule(self, PRESETS, preset, rule)

@@ -23,6 +23,7 @@ from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
 from plasticity.probe import Probe
+from plasticity.values import in_range
 
 SelfLabel = bool | Literal["all"]
 
@@ -106,14 +107,13 @@ class HyperHypoPlugin(TreatmentPlugin):
             every="experience", probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude, dry_run=dry_run
         )
         self.rule = HyperHypoRule(mode, saliency, select, percent, low, high, units, maximum_pruned)
-        if not 0 <= adapt_share <= 1:
-            raise UserError(f"adapt_share must lie in [0, 1], not {adapt_share}")
+        in_range("adapt_share", adapt_share, 0, 1)
         if not isinstance(self_label, bool) and self_label != "all":
             raise UserError(f'self_label must be False, True or "all", not {self_label!r}')
         if self_label is True and mode == "prune":
             raise UserError('no units learn alone in mode "prune": self_label must be False or "all"')
-        if not 0 < confident_share <= 1:
-            raise UserError(f"confident_share must lie in (0, 1], not {confident_share}")
+        if in_range("confident_share", confident_share, 0, 1) == 0:
+            raise UserError("confident_share must lie above 0")
         self.acts = ("removes" if mode == "prune" else "alone", *(("labels",) if self_label else ()))
         self.adapt_share = adapt_share
         self.self_label = self_label

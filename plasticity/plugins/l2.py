@@ -9,6 +9,7 @@ from plasticity.exclusion import Exclude
 from plasticity.methods.l2 import PRESETS, add_l2_gradient, l2_penalty
 from plasticity.methods.parameters import UNNORMALISED_KINDS, Entry, trainable
 from plasticity.plugins.penalty import PenaltyPlugin
+from plasticity.values import shown
 
 
 class L2Plugin(PenaltyPlugin):
@@ -59,6 +60,6 @@ def preset_strength(presets: dict[str, float], preset: str) -> float:
     Raises:
         UserError: If there is none of that name.
     """
-    if preset not in presets:
-        raise UserError(f"unknown preset {preset!r}; there are: {', '.join(presets)}")
+    if not isinstance(preset, str) or preset not in presets:
+        raise UserError(f"unknown preset {shown(preset)}; there are: {', '.join(presets)}")
     return presets[preset]

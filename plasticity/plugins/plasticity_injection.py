@@ -22,6 +22,7 @@ from plasticity.plugins.following import tell
 from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe, output_shift
 from plasticity.units import find_units
+from plasticity.values import check_count, shown
 
 
 class PlasticityInjectionPlugin(TreatmentPlugin):
@@ -64,8 +65,9 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         dry_run: bool = False,
     ) -> None:
         super().__init__(every="experience", probe_samples=512, seed=seed, exclude=exclude, dry_run=dry_run)
-        if not isinstance(experience, int) or isinstance(experience, bool) or experience < 1:
-            raise UserError(f"experience must be a whole number of at least 1, not {experience!r}")
+        check_count("experience", experience)
+        if head is not None and not (isinstance(head, list | tuple) and head and all(isinstance(n, str) for n in head)):
+            raise UserError(f'head takes a list of names of modules, such as ["classifier"], not {shown(head)}')
         self.experience = experience
         self.head = None if head is None else tuple(head)
         self._kept: tuple[Removed, ...] = ()

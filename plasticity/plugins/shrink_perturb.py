@@ -69,6 +69,10 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         dry_run: bool = False,
         **rule: Any,
     ) -> None:
+        if not isinstance(variant, str):
+            raise UserError(f"variant must be one of {', '.join(_PRESET_OF)}, not {variant!r}")
+        if preset is not None and not isinstance(preset, str):
+            raise UserError(f"preset must be a name, not {preset!r}")
         if preset is None and variant in _PRESET_OF:
             preset = _PRESET_OF[variant]
         chosen = PRESETS.get(preset or "", ShrinkPerturbRule())

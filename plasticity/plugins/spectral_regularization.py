@@ -20,6 +20,7 @@ from plasticity.methods.spectral_regularization import (
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.penalty import PenaltyPlugin
 from plasticity.removal import Removal
+from plasticity.values import check_seed
 
 
 class SpectralRegularizationPlugin(PenaltyPlugin):
@@ -59,7 +60,7 @@ class SpectralRegularizationPlugin(PenaltyPlugin):
         super().__init__(strength, exclude=exclude, dry_run=dry_run)
         self.rule = replace(chosen, strength=self.strength)
         self.vectors: dict[str, Tensor] = {}
-        self._generator_state = torch.Generator().manual_seed(seed).get_state()
+        self._generator_state = torch.Generator().manual_seed(check_seed(seed)).get_state()
 
     def entries(self, model: nn.Module) -> list[Entry]:
         """Return what is penalised, with a singular vector for each weight; those of changed shapes are found anew."""

@@ -15,6 +15,7 @@ from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.parts import Parts
 from plasticity.plugins.withholding import note_divergence
 from plasticity.preview import Preview
+from plasticity.values import check_flag
 
 
 class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -39,7 +40,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.history: list[dict[str, Any]] = []
         self.excluded = Exclusion(exclude)
-        self.dry_run = dry_run
+        self.dry_run = check_flag("dry_run", dry_run)
         self._steps = 0
         self._parts = Parts()
 
