@@ -1,6 +1,7 @@
 """Folders that appear when they are complete; what was begun stays hidden, and is taken up again."""
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ def appearing(folder: Path) -> Iterator[Path]:
     """Give a hidden folder to fill, which gets its name by one rename if the block ends well.
 
     It is new, or that of an interrupted process that has left a checkpoint. If the block fails, it is removed, unless
-    there is a checkpoint in it. A lock that ends with the process says whether a hidden folder belongs to anybody.
+    there is a checkpoint in it; if it ends well, so is what any other process has left of the same. A lock that ends
+    with the process says whether a hidden folder belongs to anybody.
 
     Args:
         folder: Its name in the end.
@@ -41,6 +43,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         _to_disk(hidden)
         os.rename(hidden, folder)
         _to_disk(folder.parent)
+        _remove_left(folder.parent, f".{glob.escape(folder.name)}.partial-*")
     finally:
         if hidden.exists() and not has_checkpoint(hidden):
             shutil.rmtree(hidden, ignore_errors=True)
@@ -50,10 +53,16 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 def clear_away(parent: Path) -> None:
     """Remove what interrupted processes have left below a folder and nobody can go on from."""
-    for left in parent.glob(".*.partial-*"):
+    _remove_left(parent, ".*.partial-*")
+
+
+def _remove_left(parent: Path, pattern: str) -> None:
+    """Remove abandoned hidden folders without a checkpoint, and those of what has been completed since."""
+    for left in parent.glob(pattern):
         lock = _abandoned(left)
         if lock is not None:
-            if not has_checkpoint(left):
+            complete = left.with_name(left.name[1:].rpartition(".partial-")[0]).exists()
+            if complete or not has_checkpoint(left):
                 shutil.rmtree(left, ignore_errors=True)
             lock.close()
 
@@ -61,7 +70,7 @@ def clear_away(parent: Path) -> None:
 def _take_over(folder: Path, hidden: Path) -> IO[str] | None:
     """Give the latest abandoned folder with a checkpoint a new name, and remove the others; returns its lock."""
     left: list[tuple[float, Path, IO[str]]] = []
-    for path in folder.parent.glob(f".{folder.name}.partial-*"):
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
         lock = _abandoned(path)
         if lock is not None:
             left.append((path.stat().st_mtime, path, lock))
