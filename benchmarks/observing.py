@@ -126,29 +126,38 @@ class PastSamples:
     def __init__(self, tests: Sequence[ExperienceTensors], limit: int = PAST_SAMPLES):
         self.tests = tests
         self.limit = limit
-        self._parts: dict[int, ExperienceTensors] = {}  # ever fewer of each experience
-        self._found: tuple[int, ExperienceTensors] | None = None
+        self._experiences = 0
+        self._found: ExperienceTensors | None = None
+        # Of each row of it the experience, and its place among the samples of that, of which there are ever fewer.
+        self._rows = torch.zeros(0, 2, dtype=torch.int64)
 
     def of(self, experiences: int) -> ExperienceTensors | None:
         """Return samples of the first experiences, never fewer of those than before; None if there are none."""
         if experiences < 1:
             return None
-        if self._found is None or self._found[0] != experiences:
-            share = max(1, self.limit // experiences)
-            asked = range(max(0, experiences - self.limit), experiences)
-            self._parts = {index: self._some(index, share) for index in asked}
-            columns = zip(*self._parts.values(), strict=True)
-            self._found = experiences, ExperienceTensors(*(None if c[0] is None else torch.cat(c) for c in columns))
-        return self._found[1]
+        if self._found is None or self._experiences != experiences:
+            first, share = max(0, experiences - self.limit), max(1, self.limit // experiences)
+            kept = ((self._rows[:, 0] >= first) & (self._rows[:, 1] < share)).nonzero().flatten()
+            parts = [] if self._found is None else [_rows_of(self._found, kept)]
+            rows = [self._rows[kept]]
+            for index in range(max(first, self._experiences), experiences):
+                parts.append(self._some(index, share))
+                count = len(parts[-1].targets)
+                rows.append(torch.stack([torch.full((count,), index), torch.arange(count)], dim=1))
+            columns = zip(*parts, strict=True)
+            self._found = ExperienceTensors(*(None if c[0] is None else torch.cat(c) for c in columns))
+            self._rows, self._experiences = torch.cat(rows), experiences
+        return self._found
 
     def _some(self, index: int, count: int) -> ExperienceTensors:
-        part = self._parts.get(index)
-        if part is None:
-            part = self.tests[index]
-            generator = torch.Generator().manual_seed(index)  # test sets may be sorted by class
-            rows = torch.randperm(len(part.targets), generator=generator)[:count].to(part.targets.device)
-            return ExperienceTensors(*(None if column is None else column[rows] for column in part))
-        return ExperienceTensors(*(None if column is None else column[:count] for column in part))
+        test = self.tests[index]
+        generator = torch.Generator().manual_seed(index)  # test sets may be sorted by class
+        return _rows_of(test, torch.randperm(len(test.targets), generator=generator)[:count])
+
+
+def _rows_of(samples: ExperienceTensors, rows: Tensor) -> ExperienceTensors:
+    there = rows.to(samples.targets.device)
+    return ExperienceTensors(*(None if column is None else column[there] for column in samples))
 
 
 def watch_damage(plugins: Sequence[Any], past: PastSamples, stopwatch: Stopwatch) -> None:
@@ -178,7 +187,7 @@ def _watched(
         with stopwatch.paused():
             samples = past.of(experience)
             before = None if samples is None else evaluate(strategy.model, samples)
-            first = all(entry["experience"] != experience for entry in plugin.history)
+            first = not plugin.history or plugin.history[-1]["experience"] != experience
             fired = activity(plugin, strategy) if first else None
         treatments = len(plugin.history)
         intervene(strategy)

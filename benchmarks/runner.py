@@ -92,6 +92,7 @@ def run_one(
         Seconds of training.
     """
     import_modules(modules)
+    from benchmarks.record import NAME as RECORD
     from benchmarks.resuming.files import CheckpointFiles
     from benchmarks.resuming.folders import appearing
     from benchmarks.resuming.keeping import Keeping
@@ -109,6 +110,7 @@ def run_one(
             result = train(run, folder / "metrics.jsonl", report, Keeping(files, checkpoint_minutes, tell))
             _write_json(folder / "result.json", result)
         files.remove()
+        (folder / RECORD).unlink(missing_ok=True)
     return float(result["seconds"])
 
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
-from benchmarks.evaluating import StreamTensors, evaluate, experience_samples, to_test
+from benchmarks.evaluating import StreamTensors, evaluate, experience_samples, room, to_test
 from benchmarks.gradient_norms import GradientNormPlugin
 from benchmarks.judging import TITLES, finite, inputs, judge_units, samples
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
-from benchmarks.record import Record
+from benchmarks.record import NAME, Record
 from benchmarks.resuming.keeping import CannotResumeError, Keeping, Parts
 from benchmarks.resuming.loop import KeptNaive
 from benchmarks.settings import FORMAT, RunSettings
@@ -28,6 +28,7 @@ from plasticity.errors import UserError
 from plasticity.loading import TensorLoaderPlugin
 from plasticity.metrics import JSONLinesLogger
 from plasticity.plugins.base import TreatmentPlugin
+from plasticity.plugins.reporting import Reporting
 from strategies import Context, build_plugins, change_network, choose_optimizer, parse
 from strategies.fresh import FreshNetworkPlugin
 
@@ -158,8 +159,10 @@ class _Run:
             evaluator=EvaluationPlugin(loggers=[self.logger], collect_all=False),
         )
         self.fresh = "fresh" in settings.strategy.split("+")
-        self.tests = StreamTensors(self.stream.test_stream, self.strategy.device)
-        self.record = Record()
+        self.tests = StreamTensors(
+            self.stream.test_stream, self.strategy.device, room(0 if self.fresh else settings.evaluate)
+        )
+        self.record = Record(metrics.with_name(NAME), append)
         watch_damage(self.plugins, PastSamples(self.tests), self.stopwatch)
 
     def __enter__(self) -> "_Run":
@@ -186,10 +189,10 @@ class _Run:
                 evaluate(strategy.model, test) if known else None
                 for test, known in zip(tests, transferable, strict=True)
             ]
-        progress(len(record.matrix))
-        for index in range(len(record.matrix), size):
-            if len(record.before_learning) == index:
-                record.before_learning.append(evaluate(strategy.model, tests[index]) if transferable[index] else None)
+        progress(record.experiences)
+        for index in range(record.experiences, size):
+            if not record.before_learning:
+                record.before_learning = [evaluate(strategy.model, tests[index]) if transferable[index] else None]
             self._learn(self.stream.train_stream[index], keeping)
             self._measure(index)
             if keeping is not None:
@@ -205,22 +208,21 @@ class _Run:
 
     def _measure(self, index: int) -> None:
         """Measure the network just after it learned an experience."""
-        record, tests, model = self.record, self.tests, self.strategy.model
-        record.online.append(self.online.take())
-        self._log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", record.online[-1])
+        tests, model, online = self.tests, self.strategy.model, self.online.take()
+        self._log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online)
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
         earlier = 0 if self.fresh else self.settings.evaluate
-        row: list[float | None] = [None] * len(tests)
+        tested = {}
         for other in to_test(index, earlier, self.settings.seed, last=self.scored[-1]):
-            row[other] = evaluate(model, tests[other])
-            self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", row[other])
-        record.matrix.append(row)
+            tested[other] = evaluate(model, tests[other])
+            self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", tested[other])
         learned = experience_samples(self.stream.train_stream[index], self.strategy.device)
-        record.units.append({"experience": index, **judge_units(model, learned)})
-        record.units[-1]["gradient_norm"] = self.gradients.take()
-        record.units[-1].update(self.asked.after_experience(model, partial(samples, model, learned)))
+        units = {"experience": index, **judge_units(model, learned), "gradient_norm": self.gradients.take()}
+        units.update(self.asked.after_experience(model, partial(samples, model, learned)))
         for name, title in TITLES.items():
-            self._log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", record.units[-1][name])
+            self._log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[name])
+        self.record.add(online, tested, units, _taken_treatments(self.plugins))
+        self.strategy.evaluator.reset_last_metrics()  # which have the experience in their names, and so pile up
 
     def _log(self, name: str, value: float | None) -> None:
         if value is not None:
@@ -232,7 +234,7 @@ class _Run:
         return list(range(0, len(self.tests), self.benchmark.scored_every))
 
     def _result(self) -> dict[str, Any]:
-        settings, record = self.settings, self.record
+        settings, record = self.settings, self.record.result(_kept_treatments(self.plugins))
         result = {
             "format": FORMAT,
             "benchmark": settings.benchmark,
@@ -241,13 +243,7 @@ class _Run:
             "experiences": len(self.tests),
             "scored": self.scored,
             **({} if settings.evaluate is None else {"evaluate": settings.evaluate}),
-            "accuracy_matrix": record.matrix,
-            "learning_accuracy": [row[index] for index, row in enumerate(record.matrix)],
-            "online_accuracy": record.online,
-            "untrained_accuracy": record.untrained,
-            "accuracy_before_learning": record.before_learning,
-            "units": record.units,
-            "treatments": _treatments(self.plugins),
+            **record,
             "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
             "counts_treated_units": _counted(settings.strategy, self.plugins),
             "seconds": self.stopwatch.seconds,
@@ -271,15 +267,31 @@ def _transferable(stream: Any, heads: bool) -> list[bool]:
     return found
 
 
-def _treatments(plugins: list[Any]) -> list[dict[str, Any]]:
-    """Collect what the plugins report of their interventions, with numbers of units in place of their names."""
-    found = []
-    for plugin in plugins:
-        for entry in getattr(plugin, "history", ()):
-            chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
-            numbers = {name: finite(value) for name, value in entry.items() if isinstance(value, float)}
-            found.append({**entry, **numbers, "units": chosen})
-    return found
+def _taken_treatments(plugins: list[Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Take from our plugins what they report of their interventions, each with the number of the plugin."""
+    return [
+        (number, _counts(entry))
+        for number, plugin in enumerate(plugins)
+        if isinstance(plugin, Reporting)
+        for entry in plugin.take_history()
+    ]
+
+
+def _kept_treatments(plugins: list[Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Collect likewise what the plugins of others report, which may need their histories until the end."""
+    return [
+        (number, _counts(entry))
+        for number, plugin in enumerate(plugins)
+        if not isinstance(plugin, Reporting)
+        for entry in getattr(plugin, "history", ())
+    ]
+
+
+def _counts(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a report with numbers of units in place of their names."""
+    chosen = {name: len(numbers) for name, numbers in entry.get("units", {}).items()}
+    numbers = {name: finite(value) for name, value in entry.items() if isinstance(value, float)}
+    return {**entry, **numbers, "units": chosen}
 
 
 def _counted(name: str, plugins: list[Any]) -> bool:

@@ -13,6 +13,7 @@ import plasticity.plugins
 from benchmarks.models import build_model
 from benchmarks.record import Record
 from benchmarks.resuming.keeping import Keeping
+from benchmarks.resuming.marks import ChangedError
 from benchmarks.resuming.plain import from_bytes, to_bytes
 from benchmarks.training import train
 from plasticity.plugins import L2InitPlugin
@@ -97,20 +98,52 @@ def test_loaders_that_draw_in_the_middle_of_an_epoch(tmp_path):
     require_same(undisturbed, interrupted(run, tmp_path / "interrupted", within=(2, 20), after=3))
 
 
-def test_a_record_is_saved_number_by_number():
-    record, chance = Record(untrained=[None, 0.1, 1 / 3, 0.3]), random.Random(0)
+def test_a_record_is_saved_number_by_number(tmp_path):
+    path, chance = tmp_path / "record.jsonl", random.Random(0)
+    record, untrained = Record(path), [None, 0.1, 1 / 3, 0.3]
+    record.untrained = untrained
+    rows, units, online, treatments = [], [], [], []
     for index in range(4):
-        other = Record()
-        other.load_state_dict(from_bytes(to_bytes(record.state_dict())))
-        assert other == record
+        record.before_learning = [None if index == 0 else 1 / 7]
+        state = from_bytes(to_bytes(record.state_dict()))
         if index == 2:
-            record = other  # goes on as well
-        row = [chance.random() if column <= index and column != 1 else None for column in range(4)]
-        record.matrix.append(row)
-        record.units.append({"experience": index, "layers": {"a": {"size": 3, "dead": 1 / 3}}, "effective_rank": None})
-        record.online.append(chance.random())
-        record.before_learning.append(None)
-    assert [len(row) for row in record.matrix] == [4] * 4
+            with path.open("a") as file:  # what comes after the saved place does not count
+                file.write('{"torn')
+            record = Record(path, append=True)  # goes on as well
+            record.load_state_dict(state)
+        assert record.experiences == index
+        tested = {column: chance.random() for column in range(index + 1) if column != 1 or index == 1}
+        rows.append([tested.get(column) for column in range(4)])
+        units.append({"experience": index, "layers": {"a": {"size": 3, "dead": 1 / 3}}, "effective_rank": None})
+        online.append(chance.random())
+        treatments.append([(number, {"experience": index, "by": number, "shift": chance.random()}) for number in (1, 0)])
+        record.add(online[-1], tested, units[-1], treatments[-1])
+    assert record.result([(2, {"last": True})]) == {
+        "accuracy_matrix": rows,
+        "learning_accuracy": [rows[index][index] for index in range(4)],
+        "online_accuracy": online,
+        "untrained_accuracy": untrained,
+        "accuracy_before_learning": [None, 1 / 7, 1 / 7, 1 / 7],
+        "units": units,
+        "treatments": [entry for number in (0, 1) for some in treatments for n, entry in some if n == number]
+        + [{"last": True}],
+    }
+
+
+def test_a_record_that_has_changed_is_not_gone_on_with(tmp_path):
+    record = Record(tmp_path / "record.jsonl")
+    record.untrained = record.before_learning = [0.5]
+    record.add(0.1, {0: 0.2}, {}, [])
+    state = record.state_dict()
+    content = record.path.read_bytes()
+    for wrong in (content[:-1], content.replace(b"0.2", b"0.3")):
+        record.path.write_bytes(wrong)
+        with pytest.raises(ChangedError, match="record.jsonl has changed since"):
+            Record(record.path, append=True).load_state_dict(state)
+    record.path.write_bytes(content + content)
+    other = Record(record.path, append=True)
+    other.load_state_dict(state)
+    assert record.path.read_bytes() == content and other.result()["accuracy_matrix"] == [[0.2]]
 
 
 def test_what_is_measured_if_asked_for_goes_on(tmp_path):
@@ -206,7 +239,8 @@ def test_a_plugin_whose_state_cannot_be_taken_is_named_and_the_run_goes_on(make,
     said = []
     result = train(run, tmp_path / "metrics.jsonl", keeping=Stopping(tmp_path, said))
     assert len(said) == 1 and said[0].startswith(words) and said[0].endswith(": the run goes on without checkpoints")
-    assert result["experiences"] == 2 and sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+    assert result["experiences"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "record.jsonl"]
 
 
 def test_state_dicts_of_others_plugins_are_trusted_after_experiences(tmp_path, registered):

@@ -22,7 +22,10 @@ class UnknownBufferError(Exception):
 
 
 class BufferIndex:
-    """Knows the samples of all experiences by their content.
+    """Knows the samples that buffers hold by their content.
+
+    A buffer is looked at after every experience, and what it holds then are samples of that experience and some of
+    those that it held before. So no others are remembered; only where that is not enough, all are gone through.
 
     Args:
         experiences: Of a stream, in order, each as Avalanche has it.
@@ -31,6 +34,7 @@ class BufferIndex:
     def __init__(self, experiences: Sequence[Any]):
         self._experiences = experiences
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._held: dict[bytes, tuple[int, int]] = {}
         self._known = 0
 
     def state_of(self, buffer: Any, experiences: int) -> dict[str, Any]:
@@ -43,6 +47,9 @@ class BufferIndex:
         Raises:
             UnknownBufferError: If the policy or the data are of a kind that is not known.
         """
+        for number in range(self._known, experiences):
+            self._add(number)
+        self._known = max(self._known, experiences)
         state: dict[str, Any] = {"kind": type(buffer).__name__, "max_size": buffer.max_size}
         if type(buffer) is ReservoirSamplingBuffer:
             return {**state, "places": self._places_of(buffer.buffer, experiences), "weights": buffer._buffer_weights}
@@ -58,6 +65,7 @@ class BufferIndex:
         if type(buffer) is ReservoirSamplingBuffer:
             buffer._buffer_weights = state["weights"].clone()
             buffer.buffer = self._dataset(state["places"])
+            self._know(buffer.buffer, state["places"])
             return
         buffer.buffer_groups = {}
         for key, part in state["groups"].items():
@@ -71,14 +79,28 @@ class BufferIndex:
         """Return (samples, 2) numbers: the experience, and the sample in it."""
         if len(dataset) == 0:
             return torch.zeros(0, 2, dtype=torch.int64)
-        while self._known < experiences:
-            for row, key in enumerate(_keys(self._experiences[self._known].dataset)):
-                self._places.setdefault(key, (self._known, row))
-            self._known += 1
-        try:
-            return torch.tensor([self._places[key] for key in _keys(dataset)], dtype=torch.int64)
-        except KeyError:
-            raise UnknownBufferError("it stores samples that are in no experience so far") from None
+        keys = _keys(dataset)
+        if not all(key in self._places for key in keys):
+            for number in range(experiences):
+                self._add(number)
+        if not all(key in self._places for key in keys):
+            raise UnknownBufferError("it stores samples that are in no experience so far")
+        held = {key: self._places[key] for key in keys}
+        self._held.update(held)
+        return torch.tensor([held[key] for key in keys], dtype=torch.int64)
+
+    def _add(self, number: int) -> None:
+        for row, key in enumerate(_keys(self._experiences[number].dataset)):
+            self._places.setdefault(key, (number, row))
+
+    def forget_others(self) -> None:
+        """Remember only the samples that buffers were found to hold since the last call."""
+        self._places, self._held = self._held, {}
+
+    def _know(self, dataset: Any, places: Tensor) -> None:
+        if len(places):
+            self._places.update(zip(_keys(dataset), map(tuple, places.tolist()), strict=True))
+            self._known = max(self._known, int(places[:, 0].max()) + 1)
 
     def _dataset(self, places: Tensor) -> Any:
         if not len(places):

@@ -26,7 +26,9 @@ def plugin_states(plugins: Sequence[Any], buffers: BufferIndex, experiences: int
     Raises:
         NoStateError: If one has a state that cannot be taken.
     """
-    return [{"kind": _kind(plugin), "state": _state(plugin, buffers, experiences)} for plugin in plugins]
+    states = [{"kind": _kind(plugin), "state": _state(plugin, buffers, experiences)} for plugin in plugins]
+    buffers.forget_others()
+    return states
 
 
 def load_plugin_states(plugins: Sequence[Any], states: Sequence[dict[str, Any]], buffers: BufferIndex) -> None:

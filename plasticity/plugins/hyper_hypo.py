@@ -186,7 +186,7 @@ class HyperHypoPlugin(TreatmentPlugin):
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Let predictions stand in for labels, for this loss alone: other plugins use the criterion at other times."""
         alone = self.self_label is True and self._stage is not None
-        if alone or (self.self_label == "all" and self.history and not self.dry_run):
+        if alone or (self.self_label == "all" and self.reported and not self.dry_run):
             self._labels = SelfLabels(strategy._criterion, self.confident_share)
             strategy._criterion = self._labels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,18 +72,19 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         self.head = None if head is None else tuple(head)
         self._kept: tuple[Removed, ...] = ()
         self._renewed: list[str] = []
+        self._given = False
 
     def intervene(self, strategy: Any) -> None:
         """Act, if it is time and was not done yet."""
         experience = getattr(strategy.experience, "origin_experience", strategy.experience)
-        given = any("withheld" not in entry for entry in self.history)
-        if given or experience.current_experience < self.experience:
+        if self._given or experience.current_experience < self.experience:
             return
         self._kept = still_removed(strategy)
         try:
             super().intervene(strategy)
         finally:
             self._kept, self._renewed = (), []
+        self._given = _treated(self.history)
         self._units = None
 
     def tell_others(self, strategy: Any, report: Treatment) -> None:
@@ -121,3 +122,18 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
             },
             output_shift=output_shift(before, probe.outputs(model)),
         )
+
+    # --- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plugin's state, with whether it has acted."""
+        return {**super().state_dict(), "given": self._given}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._given = bool(state.get("given", _treated(self.history)))  # not there in states of before
+
+
+def _treated(history: Sequence[Mapping[str, Any]]) -> bool:
+    return any("withheld" not in entry for entry in history)

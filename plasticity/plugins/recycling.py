@@ -19,7 +19,7 @@ Rule = TypeVar("Rule")
 class RecyclingPlugin(TreatmentPlugin):
     """A plugin that makes units of private groups new, with weights like those it found when it first saw the model.
 
-    The first entry of `history` has the groups that are left alone, and why, under "skipped". Connections that other
+    The first report in `history` has the groups that are left alone, and why, under "skipped". Connections that other
     plugins have removed stay removed, and units that they have removed are neither judged nor made new.
 
     Args:
@@ -62,7 +62,7 @@ class RecyclingPlugin(TreatmentPlugin):
 
     def note_skipped(self, units: UnitGroups) -> None:
         """Say in the first report which groups are left alone."""
-        if len(self.history) == 1 and "skipped" not in self.history[0]:
+        if self.reported == 1 and self.history and "skipped" not in self.history[0]:
             self.history[0]["skipped"] = {**skipped_groups(units), **self._left_alone}
 
     def state_dict(self) -> dict[str, Any]:

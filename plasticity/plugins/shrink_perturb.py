@@ -139,7 +139,7 @@ class ShrinkPerturbPlugin(WholeWeightPlugin):
         if self._parts.complete(strategy.experience) and self._steps:
             experience = int(strategy.experience.current_experience)
             told = {**({"dry_run": True} if self.dry_run else {}), **note_divergence(self, strategy)}
-            self.history.append({"experience": experience, "method": self.method, "steps": self._steps, **told})
+            self.report({"experience": experience, "method": self.method, "steps": self._steps, **told})
             self._steps = 0
         self._keep_noise_state()
         self._entries, self._scales, self._noise = [], [], None

@@ -13,12 +13,13 @@ from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude, Exclusion
 from plasticity.plugins.beside import refuse_conflicts
 from plasticity.plugins.parts import Parts
+from plasticity.plugins.reporting import Reporting
 from plasticity.plugins.withholding import note_divergence
 from plasticity.preview import Preview
 from plasticity.values import check_flag
 
 
-class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
+class StepPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=True):
     """A plugin that acts at every step and reports once an experience.
 
     Args:
@@ -27,7 +28,8 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     Attributes:
         excluded: The layers that are left alone.
-        history: For every experience how many steps were taken, and more, with its "experience" and "method".
+        history: For every experience how many steps were taken, and more, with its "experience" and "method"; see
+            `take_history` for long streams.
     """
 
     method = "steps"
@@ -39,6 +41,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def __init__(self, *, exclude: Exclude = None, dry_run: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         self.history: list[dict[str, Any]] = []
+        self.reported = 0
         self.excluded = Exclusion(exclude)
         self.dry_run = check_flag("dry_run", dry_run)
         self._steps = 0
@@ -71,7 +74,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if not self._parts.complete(strategy.experience):
             return
         if self._steps:
-            self.history.append(
+            self.report(
                 {
                     "experience": int(strategy.experience.current_experience),
                     "method": self.method,
@@ -87,6 +90,7 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """Return the plugin's state as tensors and plain values."""
         return {
             "history": [dict(entry) for entry in self.history],
+            "reported": self.reported,
             "steps": self._steps,
             "parts": self._parts.seen,
         }
@@ -94,4 +98,5 @@ class StepPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.history = [dict(entry) for entry in state["history"]]
+        self.reported = int(state.get("reported", len(self.history)))  # not there in states of before
         self._steps, self._parts.seen = int(state["steps"]), int(state["parts"])

@@ -129,7 +129,7 @@ class StepwisePlugin(RecyclingPlugin):
         found = self.replacements()
         experience = int(strategy.experience.current_experience)
         recycled = sum(map(sum, found.values()))
-        self.history.append(
+        self.report(
             {
                 "experience": experience,
                 "iteration": self._iterations,
@@ -146,7 +146,7 @@ class StepwisePlugin(RecyclingPlugin):
             }
         )
         self._samples = 0
-        if len(self.history) == 1 and self._observer.activity is not None:
+        if self.reported == 1 and self._observer.activity is not None:
             self.history[0]["skipped"] = {**self._observer.activity.skipped, **self._left_alone}
         publish(strategy, self.method, {"recycled": recycled}, dry_run=self.dry_run)
 
