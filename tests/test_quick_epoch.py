@@ -3,6 +3,7 @@
 import pickle
 import random
 import warnings
+from copy import copy
 from functools import partial
 
 import pytest
@@ -12,16 +13,18 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import BaseLogger
-from avalanche.models import SimpleMLP
+from avalanche.models import MultiTaskModule, SimpleMLP
 from avalanche.training import supervised
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.streams import make_stream
 from plasticity.loading import TensorLoaderPlugin
 from plasticity.loading.callbacks import EVENTS, acts, quiet
-from plasticity.loading.epoch import takes_quick_epoch
+from plasticity.loading.epoch import comes_unpacked, takes_quick_epoch
+from plasticity.loading.loader import TensorLoader
 from plasticity.plugins import ReDoPlugin
 
 
@@ -82,13 +85,23 @@ class Every(PluginMetric):
         pass
 
 
-def train(quick, *, strategy=Naive, plugins=list, metrics=list, loggers=lambda: [Lines()], epochs=2, sizes=(21, 30)):
+def train(
+    quick,
+    *,
+    strategy=Naive,
+    plugins=list,
+    metrics=list,
+    loggers=lambda: [Lines()],
+    epochs=2,
+    sizes=(21, 30),
+    model=SimpleMLP,
+):
     """Train with or without the plugin; returns the strategy, what a listener saw, what was logged, and the weights."""
     torch.manual_seed(5)
     random.seed(5)
     listener, loggers = Listener(), loggers()
     trained = strategy(
-        model=SimpleMLP(num_classes=3, input_size=6, hidden_size=8, drop_rate=0.3),
+        model=model(num_classes=3, input_size=6, hidden_size=8, drop_rate=0.3),
         optimizer=None,
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=8,
@@ -180,8 +193,18 @@ def _replace_evaluator(strategy, me):
     strategy.plugins[strategy.plugins.index(strategy.evaluator)] = EvaluationPlugin(Every(), loggers=[_OTHER])
 
 
+def _forget_task_labels(strategy, me):
+    strategy.experience = copy(strategy.experience)
+    del strategy.experience.task_labels
+
+
+def _double_output(strategy, me):
+    strategy.forward = lambda: 2 * type(strategy).forward(strategy)
+
+
 _OTHER = Lines()
 MEDDLING = {
+    "another forward pass": _double_output,
     "a plugin more": lambda strategy, me: strategy.plugins.append(Listener()),
     "another list of plugins": lambda strategy, me: setattr(strategy, "plugins", [*strategy.plugins, Listener()]),
     "a plugin less": lambda strategy, me: strategy.plugins.remove(me),
@@ -210,6 +233,43 @@ def test_metrics_and_loggers_that_join_are_told_from_the_next_iteration_on():
 
     run = train(True, strategy=with_optimizer(Naive), plugins=lambda: [Meddler(meddle)])
     assert [line[2] for line in run[2] if line[0] == "before_update"] == list(range(5, 14))
+
+
+class AsksForLabels(MultiTaskModule):
+    """Computes something else where it is not told the task."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.inner = SimpleMLP(**kwargs)
+
+    def forward(self, x, task_labels=None):
+        return self.inner(x) if task_labels is None else 3 * self.inner(x)
+
+
+def test_task_labels_are_handed_on_as_long_as_there_are_any():
+    seen = []
+    for plugins in (list, lambda: [Meddler(_forget_task_labels)]):
+        runs = [
+            train(quick, strategy=with_optimizer(Naive), plugins=plugins, model=AsksForLabels)
+            for quick in (True, False)
+        ]
+        assert_same(*runs)
+        seen.append(runs[0][1])
+    assert seen[0][:30] == seen[1][:30] and seen[0] != seen[1]
+
+
+def test_a_mini_batch_is_unpacked_unless_it_comes_from_tensors_on_the_same_device():
+    strategy = train(True, strategy=with_optimizer(Naive))[0]
+    dataset = TensorDataset(torch.rand(4, 6), torch.arange(4))
+    strategy.dataloader = DataLoader(dataset)
+    assert not comes_unpacked(strategy)
+    strategy.dataloader = TensorLoader(DataLoader(dataset), "cpu")
+    assert comes_unpacked(strategy)
+    strategy._unpack_minibatch = lambda: None
+    assert not comes_unpacked(strategy)
+    del strategy._unpack_minibatch
+    strategy.device = torch.device("meta")
+    assert not comes_unpacked(strategy)
 
 
 class OwnEvent(Naive):

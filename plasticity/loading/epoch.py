@@ -5,34 +5,39 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
+from avalanche.models import avalanche_forward
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from avalanche.training.templates.update_type.sgd_update import SGDUpdate
 
 from plasticity.loading.callbacks import Callbacks
+from plasticity.loading.loader import TensorLoader
 
 
 def quick_epoch(strategy: Any, **kwargs: Any) -> None:
     """Train for one epoch over the strategy's loader.
 
-    Everything that a strategy may have made its own (its forward and backward pass, its loss, its step) is called by
-    its name, so what is computed is bit for bit what `SGDUpdate.training_epoch` computes.
+    Everything that a strategy has made its own (how it unpacks a mini-batch, its forward and backward pass, its loss,
+    its step) is called by its name, so what is computed is bit for bit what `SGDUpdate.training_epoch` computes.
 
     Args:
         strategy: A strategy that has that epoch, see `takes_quick_epoch`.
         kwargs: What the strategy hands on to its plugins.
     """
-    trigger = Callbacks(strategy).trigger
+    trigger, forward, unpacked = Callbacks(strategy).trigger, Forward(strategy), comes_unpacked(strategy)
     for mini_batch in strategy.dataloader:
         strategy.mbatch = mini_batch
         if strategy._stop_training:
             break
-        strategy._unpack_minibatch()
+        if not unpacked:
+            strategy._unpack_minibatch()
         trigger("before_training_iteration", **kwargs)
 
         strategy.optimizer.zero_grad()
         strategy.loss = strategy._make_empty_loss()
 
         trigger("before_forward", **kwargs)
-        strategy.mb_output = strategy.forward()
+        strategy.mb_output = forward()
         trigger("after_forward", **kwargs)
 
         strategy.loss += strategy.criterion()
@@ -46,6 +51,50 @@ def quick_epoch(strategy: Any, **kwargs: Any) -> None:
         trigger("after_update", **kwargs)
 
         trigger("after_training_iteration", **kwargs)
+
+
+def comes_unpacked(strategy: Any) -> bool:
+    """Say whether mini-batches come as Avalanche's way of unpacking would leave them: lists, on the right device.
+
+    Args:
+        strategy: A strategy with the loader of an epoch.
+    """
+    loader = strategy.dataloader
+    if getattr(strategy._unpack_minibatch, "__func__", None) is not SupervisedProblem._unpack_minibatch:
+        return False
+    # A device without a number is the current one.
+    return isinstance(loader, TensorLoader) and loader.device == torch.empty(0, device=strategy.device).device
+
+
+class Forward:
+    """A strategy's forward pass, in which each experience is asked but once whether it has task labels.
+
+    In Avalanche's own that is asked in every iteration, of a property that lists them. A forward pass of the strategy's
+    is called as it is.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self._experience: Any = self  # none that a strategy can have
+        self._has_task_labels = False
+
+    def __call__(self) -> Any:
+        """Return the model's output for the strategy's mini-batch."""
+        strategy = self.strategy
+        forward = strategy.forward
+        if getattr(forward, "__func__", None) is not SupervisedProblem.forward:
+            return forward()
+        if strategy.experience is not self._experience:
+            self._experience = strategy.experience
+            self._has_task_labels = hasattr(self._experience, "task_labels")
+        if self._has_task_labels:
+            return avalanche_forward(  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
+                strategy.model, strategy.mb_x, strategy.mb_task_id
+            )
+        return strategy.model(strategy.mb_x)
 
 
 def takes_quick_epoch(strategy: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from torch import Tensor
@@ -56,15 +57,15 @@ class TensorLoader:
         if collate is not default_collate:
             raise NotTensorsError("its loader has a collate function of its own")
         self.rows = dataset_rows(dataset).settled(room).to(device)
+        self.device = self.rows.columns[0].device
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        device = self.rows.columns[0].device
         # A DataLoader draws this for its workers, whether it has any or not, at the start of every epoch.
         torch.empty((), dtype=torch.int64).random_(generator=self._generator)
-        for index in _indices(self._sampler(), device):
+        for index in _indices(self._sampler(), self.device):
             yield self.rows.samples(index)
 
     def _sampler(self) -> Any:
@@ -97,8 +98,13 @@ def _indices(batch_sampler: Any, device: torch.device) -> Iterator[Tensor]:
         for indices in batch_sampler:
             yield torch.tensor(indices).to(device, non_blocking=True)
     elif len(batch_sampler):
-        order = torch.tensor(list(batch_sampler.sampler)).to(device, non_blocking=True)
+        order = _numbers(batch_sampler.sampler).to(device, non_blocking=True)
         yield from order.split(batch_sampler.batch_size)[: len(batch_sampler)]
+
+
+def _numbers(sampler: Any) -> Tensor:
+    """What a sampler draws; by way of an array, which takes a third of the time of a list."""
+    return torch.from_numpy(np.fromiter(sampler, np.int64, len(sampler)))
 
 
 def _drawn_at_once(batch_sampler: Any) -> bool:
