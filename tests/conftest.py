@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)
-
 SEED = int(os.environ.get("PLASTICITY_TEST_SEED", "0"))
 
 
-def _seed():
+def _begin():
+    torch.set_num_threads(1)
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
@@ -20,9 +19,9 @@ def _seed():
 
 def pytest_collectstart(collector):
     if isinstance(collector, pytest.Module):
-        _seed()  # what a module draws while it is imported does not depend on those before it
+        _begin()  # what a module draws while it is imported does not depend on those before it
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
-    _seed()
+def _as_at_the_beginning():
+    _begin()

@@ -23,13 +23,6 @@ from plasticity.probe import Probe
 EXPERIENCES = 2
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def run(measure, **settings):
     return resolve("permuted-digits", "naive", 0, experiences=EXPERIENCES, epochs=1, measure=measure, **settings)
 

@@ -3,20 +3,12 @@
 import json
 
 import pytest
-import torch
 
 from benchmarks.cli import main
 from benchmarks.config import words
 from plasticity.errors import UserError
 
 OPTIONS = ["strategies", "seeds", "out", "epochs", "batch-size", "learning-rate", "import"]
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def write(folder, text):

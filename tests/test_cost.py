@@ -19,13 +19,6 @@ WATCHING = [watching.EXACT, watching.EVERY, watching.GRADIENTS, watching.HOOKS]
 SMALL = cases.Case("small", "mlp-2x16", (8,), 8, torch.optim.SGD, 6)
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_blocks_take_turns_and_every_second_round_is_reversed():
     order = []
 

@@ -13,13 +13,6 @@ CPU = torch.device("cpu")
 SMALL = Case("small", "mlp-2x16", (8,), 8, torch.optim.SGD, 6)
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_the_operations_of_a_step_are_those_of_its_matrix_products():
     forward = [2 * 8 * inputs * outputs for inputs, outputs in ((8, 16), (16, 16), (16, 10))]
     # Backward, each layer has as many for its weights, and all but the first for its inputs.

@@ -16,13 +16,6 @@ from benchmarks.training import train
 from plasticity import measures
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 class Slow(SupervisedPlugin):
     """The norm of every gradient, entry by entry."""
 

@@ -18,13 +18,6 @@ from benchmarks.training import train
 from strategies import Context, build_plugins
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def result(strategy, tmp_path, benchmark="permuted-digits", **settings):
     run = resolve(benchmark, strategy, 0, **{"experiences": 3, "epochs": 1, **settings})
     return train(run, tmp_path / "metrics.jsonl"), run

@@ -4,7 +4,6 @@ import json
 import random
 
 import pytest
-import torch
 from avalanche.training.plugins import EWCPlugin, SupervisedPlugin
 from resuming_runs import StoppedError, Stopping, interrupted, require_same, settings, whole, without_times
 from strategy_runs import COUNTS, acting
@@ -20,13 +19,6 @@ from plasticity.plugins import L2InitPlugin
 from strategies import STRATEGIES, Context, build_plugins, register
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -116,7 +108,9 @@ def test_a_record_is_saved_number_by_number(tmp_path):
         rows.append([tested.get(column) for column in range(4)])
         units.append({"experience": index, "layers": {"a": {"size": 3, "dead": 1 / 3}}, "effective_rank": None})
         online.append(chance.random())
-        treatments.append([(number, {"experience": index, "by": number, "shift": chance.random()}) for number in (1, 0)])
+        treatments.append(
+            [(number, {"experience": index, "by": number, "shift": chance.random()}) for number in (1, 0)]
+        )
         record.add(online[-1], tested, units[-1], treatments[-1])
     assert record.result([(2, {"last": True})]) == {
         "accuracy_matrix": rows,

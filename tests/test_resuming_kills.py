@@ -10,7 +10,6 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-import torch
 from killed_runs import LAST
 from resuming_runs import TIMES, same
 from strategy_runs import acting
@@ -149,9 +148,7 @@ def test_killed_from_the_command_line_with_workers_and_started_again(tmp_path):
     again = start()
     told = again.communicate(timeout=300)[1]
     assert again.returncode == 0 and "goes on after" in told, told
-    threads = torch.get_num_threads()
     assert main([*asked[:-1], "1", "--out", str(tmp_path / "whole")]) == 0
-    torch.set_num_threads(threads)
     for path in (tmp_path / "whole").rglob("metrics.jsonl"):
         other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()

@@ -5,7 +5,6 @@ import json
 import os
 
 import pytest
-import torch
 from resuming_runs import StoppedError, settings, without_times
 
 from benchmarks import runner
@@ -15,13 +14,6 @@ from benchmarks.runner import run_one
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EPOCHS = {"epochs": 1, "model": "mlp-3x128"}
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

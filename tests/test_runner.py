@@ -9,19 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--experiences", "3", "--epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(*arguments):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.cli import main
 from benchmarks.comparison.measures import run_measures
@@ -13,13 +12,6 @@ from benchmarks.comparison.results import read_runs
 from benchmarks.comparison.validation import check_result
 from benchmarks.evaluating import to_test
 from plasticity.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_which_experiences_are_tested():

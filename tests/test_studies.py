@@ -12,13 +12,6 @@ from benchmarks.studies.study import over_seeds
 from benchmarks.studies.tables import Column, cell, csv_text, json_text, number, plain_text, written
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def short(monkeypatch):
     """Cut every study down to a few seconds."""

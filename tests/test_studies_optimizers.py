@@ -9,13 +9,6 @@ from benchmarks.training import _make, train
 from plasticity.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def optimizer_of(strategy="naive", **settings):
     found = resolve("split-digits", strategy, 0, **settings)
     return _make(found, lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (torch.randn(2, 4),))[1]

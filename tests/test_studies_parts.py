@@ -25,11 +25,8 @@ CONTEXT = Context(nn.Identity, seed=3, epochs=1, batch_size=16, experiences=2)
 
 @pytest.fixture(autouse=True)
 def _registered():
-    threads = torch.get_num_threads()
     for name in ("dying-units", "hyper-hypo", "demon-pruning"):
         import_modules(list(get_study(name).modules))
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- gradient noise --------------------------------------------------------------------------------------------

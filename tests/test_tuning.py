@@ -14,13 +14,6 @@ from strategies import STRATEGIES, Context, build_plugins, change_network, choos
 CONTEXT = Context(nn.Identity, seed=3, epochs=1, batch_size=32, experiences=8)
 
 
-@pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def mine(monkeypatch):
     """A strategy whose score depends on its option alone: it overwrites the head with what `scale` says."""
