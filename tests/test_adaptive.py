@@ -217,6 +217,26 @@ def test_treatments_grow_stronger_while_learning_stays_behind_and_begin_anew():
     assert [treatment for _, treatment in treatments(plugin)] == [0, 0, 0, 2, 0, 2, 0, 0, 0]
 
 
+class Killing(SupervisedPlugin):
+    """Makes a unit dead before every pass, and before every experience."""
+
+    def before_forward(self, strategy, **kwargs):
+        strategy.model.features[0].bias.data[0] = -20
+
+    before_training_exp = before_forward
+
+
+@pytest.mark.parametrize("every", ["epoch", 2])
+def test_within_an_experience_only_dead_units_are_made_new(every):
+    """However far learning has fallen behind: dormant units and whole weights wait for the next experience."""
+    plugin = Told([0.9, 0.9, 0.9, 0.5, 0.5, 0.5], dead=0.01, every=every)
+    run([Killing(), plugin], Network, stream(6), train_epochs=2)
+    between = [entry for entry in plugin.history if "accuracy" in entry]
+    within = [entry for entry in plugin.history if "accuracy" not in entry]
+    assert [entry["treatment"] for entry in between][3:5] == [2, 3]
+    assert {entry["treatment"] for entry in within if entry["experience"] in (4, 5)} == {1}
+
+
 class Accuracy(SupervisedPlugin):
     """Counts by itself what was right before each update."""
 

@@ -201,6 +201,9 @@ def test_recovery_uses_common_seeds_only():
 def test_recovery_is_undefined_where_no_loss_is_shown():
     naive, fresh = {0: 0.5, 1: 0.6, 2: 0.55}, {0: 0.6, 1: 0.55, 2: 0.6}
     assert not excludes_zero(student_interval(np.array([0.1, -0.05, 0.05])))
+    assert not excludes_zero(student_interval(np.zeros(3)))  # a bound at zero shows no difference
+    assert not excludes_zero({"mean": 0.1, "low": 0.0, "high": 0.2})
+    assert not excludes_zero({"mean": -0.1, "low": -0.2, "high": 0.0})
     for method in (naive, fresh, {0: 0.55, 1: 0.57, 2: 0.58}):
         assert recovery(method, naive, fresh) == UNDEFINED
     assert recovery(naive, naive, naive) == UNDEFINED

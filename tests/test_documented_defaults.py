@@ -13,7 +13,7 @@ from benchmarks import gradient_norms, judging, observing, tuning
 from plasticity import plugins
 from plasticity.methods.synaptic_stripping import PRESETS as STRIPPING
 from plasticity.optim import UPGD
-from strategies import networks
+from strategies import builtin, networks
 
 PAGES = Path(__file__).parents[1] / "docs" / "methods"
 MAKE = {
@@ -168,6 +168,7 @@ def test_strategies_that_are_no_plugins():
         networks.upgd([torch.nn.Parameter(torch.zeros(2))], kind, 0.01).param_groups for kind in ("adam", "sgd")
     )
     assert (adam["lr"], sgd["lr"]) == (0.1, 0.01)
+    assert default(builtin.replay, "mem_size") == 2000 and "2,000" in str(builtin.replay.__doc__)
 
 
 def test_what_runs_are_measured_on():

@@ -9,7 +9,7 @@ from torch import nn
 
 from plasticity import find_units, watch
 from plasticity.errors import UserError
-from plasticity.probe import Probe, RecentInputs, output_shift
+from plasticity.probe import Probe, RecentInputs, balanced, output_shift
 
 
 def network():
@@ -174,3 +174,36 @@ def test_output_shift_against_numpy():
 def test_output_shift_of_outputs_that_were_all_zero():
     assert output_shift(torch.zeros(4, 3), torch.full((4, 3), 2.0)) == pytest.approx(12**0.5)
     assert output_shift(torch.zeros(4, 3), torch.zeros(4, 3)) == 0
+
+
+def balanced_by_hand(labels, size):
+    """Take the latest sample of every class in turn, the class whose sample is later first, until there are enough."""
+    waiting = {}
+    for number, label in enumerate(labels):
+        waiting.setdefault(label, []).append(number)
+    chosen = []
+    while sum(map(len, chosen)) < size and any(waiting.values()):
+        turn = sorted((numbers.pop() for numbers in waiting.values() if numbers), reverse=True)
+        chosen.append(turn)
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [1, 7, 20, 29, 30, 50])
+def test_a_balanced_choice_takes_the_latest_of_each_class_in_turn(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(30, generator=generator) ** 2 * 5).long()  # the first classes have more
+    numbers = torch.arange(30)
+    found = torch.cat(
+        [rows for (rows,) in balanced(Probe([(part,) for part in numbers.split(8)]), labels, size).batches]
+    )
+    assert found.tolist() == sorted(found.tolist()) and len(found) == min(size, 30)
+    turns = balanced_by_hand(labels.tolist(), size)
+    whole = {number for turn in turns[:-1] for number in turn}
+    assert whole <= set(found.tolist()) <= whole | set(turns[-1])  # who comes first in the last turn is left open
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(30), torch.zeros(30, 2, dtype=torch.int64), torch.empty(0)])
+def test_without_classes_the_latest_are_taken(labels):
+    chosen = balanced(Probe([(torch.arange(30),)]), labels, 8)
+    assert torch.cat([rows for (rows,) in chosen.batches]).tolist() == list(range(22, 30))

@@ -1,5 +1,6 @@
 """Streams and the networks that go with them."""
 
+import inspect
 import os
 import re
 from functools import partial
@@ -14,6 +15,7 @@ from torch import nn
 from benchmarks import data, models, streams
 from benchmarks.models import build_model, register_model
 from benchmarks.streams import Benchmark, StreamSettings, get_benchmark, register_benchmark, stream_shape
+from benchmarks.streams.l2_init import SUITE
 from plasticity.errors import UserError
 from plasticity.loading import dataset_tensors
 
@@ -273,3 +275,42 @@ def test_real_cifar100_pairs():
     for train, test in zip(stream.train_stream, stream.test_stream, strict=True):
         assert dataset_tensors(train.dataset)[1].bincount().tolist() == [500, 500]
         assert dataset_tensors(test.dataset)[1].bincount().tolist() == [100, 100]
+
+
+def test_the_page_says_what_the_suite_of_l2_init_is(images):
+    """Tasks, images, mini-batches, steps and networks, as the table has them and as the streams are."""
+    page = (Path(__file__).parents[1] / "docs" / "streams.md").read_text()
+    table = page.partition("## The suite of L2 Init")[2].partition("\nThey take")[0]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    for name, row in zip([each.name for each in SUITE], rows[2:], strict=True):
+        benchmark = get_benchmark(name)
+        tasks, shown, batch, steps, model = row[1:]
+        sizes = [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", shown)]
+        assert (benchmark.experiences, benchmark.batch_size, benchmark.model) == (
+            int(tasks.split(",")[0]),
+            int(batch),
+            model,
+        )
+        assert -(-sizes[0] // benchmark.batch_size) * benchmark.epochs == int(steps.split(" ")[0].replace(",", ""))
+        arguments = {**_defaults(benchmark.stream), **benchmark.stream.keywords}
+        assert arguments.get("samples", sizes[0]) == sizes[0]
+        assert (benchmark.scored_every == 2) == ("15 are scored" in tasks)
+        if "hard" in arguments:
+            assert sizes == [500 * arguments["hard"], 500 * arguments["easy"]]  # CIFAR-100 has 500 of a class
+
+
+def _defaults(function):
+    parameters = inspect.signature(function.func).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+def test_the_page_says_what_the_shorter_streams_are():
+    page = " ".join((Path(__file__).parents[1] / "docs" / "streams.md").read_text().split())
+    assert "the same 1,200 images" in page
+    for name in ("random-label-mnist", "random-label-cifar10"):
+        assert _defaults(get_benchmark(name).stream)["samples"] == 1200
+    assert "only the experiences of five classes are scored" in page and get_benchmark("cifar100-5+1").scored_every == 2
+    assert _defaults(get_benchmark("cifar10-warm-start").stream)["first"] == 0.1
+    assert "40,000 clean images" in page and _defaults(get_benchmark("cifar10-corruptions").stream)["clean"] == 0.8
+    pairs = get_benchmark("cifar100-pairs")
+    assert (pairs.experiences, pairs.stream.keywords["classes_each"], pairs.scenario) == (50, 2, "task")
