@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plasticity.errors import UserError
+from strategies.registry import option_value
 
 FLAGS = ("channels_last", "compile")
 """Keys whose values are true and false."""
@@ -39,20 +40,17 @@ def words(path: Path, options: Collection[str]) -> list[str]:
     Raises:
         UserError: If it cannot be read, or a key is unknown or has no such value.
     """
-    import yaml
+    from benchmarks.yaml_files import read_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} should hold keys and values, such as 'benchmark: permuted-digits'")
     try:
         return _words(_of_run(content) if set(content) == _OF_A_RUN else content, options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: a list is in itself") from None
 
 
 def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +106,7 @@ def _with_options(name: str, options: Any) -> str:
     for option, value in options.items():
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
             value = "|".join(value)  # several names of layers, say
-        text = json.dumps(value) if not isinstance(value, str) else value
+        text = value if isinstance(value, str) and option_value(value) == value else json.dumps(value, default=str)
         if set(text) & set(":,+"):
             raise UserError(f"strategy {name}: option {option} cannot be {value!r}")
         parts.append(f"{option}={text}")

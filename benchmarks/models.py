@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from benchmarks.resnet import MultiHeadSlimResNet18, SlimResNet18
 from plasticity.errors import UserError
+from plasticity.values import shown
 
 Factory = Callable[[int, tuple[int, ...], bool], nn.Module]
 MODELS: dict[str, Factory] = {}
+MOST_WEIGHTS = 10**9
+"""Of a network whose size is given by its name."""
 
 
 def register_model(name: str, factory: Factory) -> None:
@@ -52,7 +55,9 @@ def build_model(name: str, num_classes: int, input_shape: tuple[int, ...], task_
     """
     size = re.fullmatch(r"mlp-([1-9]\d*)x([1-9]\d*)", name)
     if name not in MODELS and size:
-        depth, width = map(int, size.groups())
+        depth, width = (int(number) if len(number) < 9 else MOST_WEIGHTS for number in size.groups())
+        if depth * width * max(width, math.prod(input_shape)) > MOST_WEIGHTS:
+            raise UserError(f"{shown(name)} has more than {MOST_WEIGHTS:,} weights")
         return mlp((width,) * depth, num_classes, tuple(input_shape), task_labels)
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)

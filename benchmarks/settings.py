@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.computing import Computing
 from benchmarks.streams import StreamSettings, get_benchmark
 from plasticity.errors import UserError
+from plasticity.values import check_count, check_seed, in_range
 
 FORMAT = 1
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -116,22 +117,23 @@ def resolve(
         UserError: If a name is unknown or a value has no meaning.
     """
     found = get_benchmark(benchmark)
+    check_seed(seed)
+    counts = (("experiences", experiences), ("epochs", epochs), ("batch size", batch_size), ("threads", threads))
+    for name, value, least in (*((*each, 1) for each in counts), ("evaluate", evaluate, 0)):
+        if value is not None:
+            check_count(name, value, least)
+    for name, number in (("learning rate", learning_rate), ("momentum", momentum), ("weight decay", weight_decay)):
+        if number is not None:
+            in_range(name, number)
     stream = found.resolve(StreamSettings(seed, experiences, scenario, data))
     assert stream.experiences is not None and stream.scenario is not None
-    for name, value in (("epochs", epochs), ("batch size", batch_size), ("threads", threads)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
-    if learning_rate is not None and not 0 < learning_rate < float("inf"):
-        raise UserError(f"learning rate must be above 0, not {learning_rate}")
+    if learning_rate == 0:
+        raise UserError("learning rate must be above 0, not 0")
     optimizer = optimizer or found.optimizer
     if optimizer not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {optimizer!r}: there are {', '.join(OPTIMIZERS)}")
     if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
         raise UserError(f"momentum must lie in [0, 1), and above 0 for sgd alone, not {momentum} for {optimizer}")
-    if not 0 <= weight_decay < float("inf"):
-        raise UserError(f"weight decay must be at least 0, not {weight_decay}")
-    if evaluate is not None and evaluate < 0:
-        raise UserError(f"evaluate must be at least 0, not {evaluate}")
     computing = computing or Computing()
     computing.check(device)
     return RunSettings(

@@ -14,7 +14,9 @@ def in_range(name: str, value: Any, low: float = 0.0, high: float = float("inf")
         UserError: If it is not a number in [low, high].
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or value >= _TOO_LARGE:
+    if number and value >= max(low, _TOO_LARGE) and high == float("inf"):
+        raise UserError(f"{name} must be a number below 8e307, not {shown(value)}")
+    if not number or not low <= value <= high:
         bound = f"in [{low:g}, {high:g}]" if high < float("inf") else f"of at least {low:g}"
         raise UserError(f"{name} must be a number {bound}, not {shown(value)}")
     return float(value)

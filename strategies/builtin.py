@@ -3,6 +3,8 @@
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from plasticity.errors import UserError
+from plasticity.values import check_count
 from strategies.registry import Context, MakePlugins, register
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def replay(context: Context, *, mem_size: int = 2000) -> "list[SupervisedPlugin[
     Of each experience equally many; of an online stream a random choice of all samples so far, since Avalanche takes
     every few samples for an experience of their own.
     """
+    check_count("mem_size", mem_size)
     from avalanche.training.plugins import ReplayPlugin
     from avalanche.training.storage_policy import ReservoirSamplingBuffer
 
@@ -45,6 +48,8 @@ def plugin(name: str, **defaults: Any) -> MakePlugins:
     def make(context: Context, **options: Any) -> "list[SupervisedPlugin[Any]]":
         import plasticity.plugins
 
+        if "groups" in options:
+            raise UserError("groups cannot be declared in the name of a strategy; make the plugin in Python")
         kind = getattr(plasticity.plugins, name)
         seed = {"seed": context.seed} if "seed" in inspect.signature(kind).parameters else {}
         return [kind(**{**defaults, **seed, **options})]

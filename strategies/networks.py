@@ -1,11 +1,14 @@
 """Strategies that are another optimizer or another network."""
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from plasticity.errors import UserError
+from plasticity.values import check_flag, in_range
 from strategies.builtin import plugin
 from strategies.registry import Context, register
 
@@ -33,6 +36,11 @@ def upgd(
 
     if rate is None:
         rate = 1 if kind == "sgd" else 10
+    known = [name for name in inspect.signature(UPGD.__init__).parameters if name not in ("self", "params")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(f"upgd has no option {unknown[0]!r}; there are: rate, {', '.join(known)}")
+    rate = in_range("rate", rate)
     return UPGD(parameters, **{"lr": rate * learning_rate, "seed": torch.initial_seed() % 2**63, **options})
 
 
@@ -47,7 +55,7 @@ def normalized(network: nn.Module, example: tuple[Any, ...], *, layer_norm: bool
     """The network of normalize-and-project, which has a normaliser before every activation (arXiv 2407.01800)."""
     from plasticity.architecture import with_layer_norm
 
-    return with_layer_norm(network, example) if layer_norm else network
+    return with_layer_norm(network, example) if check_flag("layer_norm", layer_norm) else network
 
 
 def project(
@@ -62,6 +70,7 @@ def leaky_relu(network: nn.Module, example: tuple[Any, ...], *, slope: float = 0
     """Leaky ReLU at all hidden units."""
     from plasticity.architecture import with_activation
 
+    slope = in_range("slope", slope, 0, 1)
     return with_activation(network, example, lambda: nn.LeakyReLU(slope))
 
 
@@ -83,7 +92,7 @@ def plasticity_injection(
         exclude: Layers that the head must not have.
         dry_run: Inject nothing, but say what would be.
     """
-    experience = max(1, int(share * context.experiences))
+    experience = max(1, int(in_range("share", share, 0, 1) * context.experiences))
     return plugin("PlasticityInjectionPlugin")(context, experience=experience, exclude=exclude, dry_run=dry_run)
 
 

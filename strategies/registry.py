@@ -3,6 +3,8 @@
 import difflib
 import inspect
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
+from plasticity.values import shown
 
 if TYPE_CHECKING:  # imports Avalanche, which takes seconds
     from avalanche.training.plugins import SupervisedPlugin
@@ -56,6 +59,8 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {}
+LONGEST = 240
+"""Bytes of a name; file systems take 255 and parts of a run have a few more."""
 
 
 def register(
@@ -103,6 +108,11 @@ def parse(combined: str) -> list[Strategy]:
         UserError: If one is unknown (lists those known), named twice, has no such option, or if two of them choose an
             optimizer.
     """
+    if set(combined) & set("/\\") or not combined.isprintable() or len(os.fsencode(combined)) > LONGEST:
+        raise UserError(
+            f"{shown(combined)} cannot name a folder, as strategies do: it must have no / and no \\, nothing that "
+            f"cannot be printed, and at most {LONGEST} bytes"
+        )
     found: list[Strategy] = []
     for part in combined.split("+"):
         name, *texts = part.split(":")
@@ -112,7 +122,11 @@ def parse(combined: str) -> list[Strategy]:
             raise UserError(f"unknown strategy {name!r}{hint}: known are {', '.join(STRATEGIES)}; + combines them")
         if name in [strategy.name for strategy in found]:
             raise UserError(f"strategy {combined!r} names {name!r} twice")
-        found.append(_with_options(STRATEGIES[name], part, dict(_option(text, part) for text in texts)))
+        options = [_option(text, part) for text in texts]
+        twice = [option for option, count in Counter(option for option, _ in options).items() if count > 1]
+        if twice:
+            raise UserError(f"{part!r} sets the option {twice[0]!r} twice")
+        found.append(_with_options(STRATEGIES[name], part, dict(options)))
     choosing = [strategy.name for strategy in found if strategy.optimizer is not None]
     if len(choosing) > 1:
         raise UserError(f"{' and '.join(choosing)} both choose the optimizer, and a run has one")
@@ -123,12 +137,17 @@ def _option(text: str, part: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise UserError(f"{part!r}: an option is written NAME=VALUE, not {text!r}")
+    return name, option_value(value)
+
+
+def option_value(text: str) -> Any:
+    """Return what the text of an option means: a number, true, false, null, or else text."""
     for read in (json.loads, float):  # JSON does not know .5
         try:
-            return name, read(value)
-        except ValueError:
+            return read(text)
+        except (ValueError, RecursionError):
             pass
-    return name, value
+    return text
 
 
 def _with_options(strategy: Strategy, part: str, options: Mapping[str, Any]) -> Strategy:

@@ -123,7 +123,7 @@ def test_the_results_are_what_the_comparison_reads(tmp_path, capsys):
             "cannot import 'no_such'",
         ),
         (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--scenario", "x"), "possible is class, task"),
-        (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--learning-rate", -1), "above 0, not -1"),
+        (("run", "split-digits", "--strategies", "naive", "--seeds", 1, "--learning-rate", -1), "learning rate must be a number of at least 0, not -1"),
         (("run", "split-digits", "--seeds", 1), "--strategies"),
     ],
 )

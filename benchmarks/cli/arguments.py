@@ -5,6 +5,9 @@ from typing import NoReturn
 
 from benchmarks.computing import PRECISIONS, Computing
 from plasticity.errors import UserError
+from plasticity.values import LARGEST, shown
+
+MOST_SEEDS = 100_000
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +31,7 @@ def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
     if value < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
     return value
@@ -48,11 +51,14 @@ def minutes(text: str) -> float:
 def seeds(text: str) -> range:
     """Read N, for seeds 0 to N - 1, or FIRST-LAST."""
     first, dash, last = text.partition("-")
-    if not dash:
-        return range(count(text))
-    if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+    if dash and not (first.isdecimal() and last.isdecimal() and natural(first) <= natural(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds nor FIRST-LAST")
-    return range(int(first), int(last) + 1)
+    found = range(natural(first), natural(last) + 1) if dash else range(count(text))
+    if found.stop > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} has seeds that are not below 2**63")
+    if found.stop - found.start > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST_SEEDS} seeds")
+    return found
 
 
 def device(name: str) -> str:
