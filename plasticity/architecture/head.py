@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plasticity.architecture.rewriting import Example
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
-from plasticity.tracing.preserve import preserved
+from plasticity.tracing.preserve import Uncompiled, preserved
 
 
 class _State(NamedTuple):
@@ -94,7 +94,7 @@ def _record(model: nn.Module, example: Example) -> tuple[_State, list[_Call]]:
     handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in names]
     handles += [module.register_forward_hook(leave, with_kwargs=True) for module in names]
     try:
-        with preserved(model), torch.no_grad():
+        with preserved(model), torch.no_grad(), Uncompiled():
             model.eval()
             return _state(model(*(example if isinstance(example, tuple) else (example,)))), calls
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from plasticity.errors import UserError
+from plasticity.tracing.preserve import compile_anew
 
 
 class Injection(nn.Module):
@@ -50,12 +51,14 @@ class Injection(nn.Module):
             self._head[0].register_forward_pre_hook(self._enter, with_kwargs=True),
             self._head[-1].register_forward_hook(self._leave, with_kwargs=True),
         ]
+        compile_anew()
 
     def detach(self) -> None:
         """Act no longer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        compile_anew()
 
     def parts(self) -> dict[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Return for each parameter and running statistic of the head: in the old head, now, and as the new one began.

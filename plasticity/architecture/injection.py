@@ -16,7 +16,7 @@ from plasticity.architecture.rewriting import Example, note, parameter_count
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.masks import Removed
-from plasticity.tracing.preserve import preserved
+from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.units import find_units
 
 _NAME = "injection"
@@ -123,7 +123,7 @@ def _home(module: nn.Module) -> nn.Module:
 
 
 def _outputs(model: nn.Module, example: Example) -> Tensor:
-    with preserved(model), torch.no_grad():
+    with preserved(model), torch.no_grad(), Uncompiled():
         model.eval()
         output = model(*(example if isinstance(example, tuple) else (example,)))
     assert isinstance(output, Tensor)

@@ -16,7 +16,7 @@ from plasticity.architecture.rewriting import Example, replace
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, layer
 from plasticity.removal import replace_values
-from plasticity.tracing.preserve import preserved
+from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.units import find_units
 
 TOLERANCE = 1e-4
@@ -55,7 +55,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 def _outputs(model: nn.Module, example: Example, values: Mapping[str, Tensor] | None = None) -> Tensor:
     inputs = example if isinstance(example, tuple) else (example,)
-    with preserved(model), torch.no_grad():
+    with preserved(model), torch.no_grad(), Uncompiled():
         model.eval()
         output = functional_call(model, dict(values or {}), inputs)
     if not isinstance(output, Tensor):

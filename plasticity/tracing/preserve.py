@@ -76,3 +76,9 @@ class Uncompiled:
 
     def __exit__(self, *exception: object) -> None:
         self.leave()
+
+
+def compile_anew() -> None:
+    """Let `torch.compile` look at all models again: of hooks that come or go on inner modules it does not know."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
