@@ -1,13 +1,12 @@
 """What a run measures only if it is asked to, with `run --measure A,B`, since it takes time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from benchmarks.judging import finite
+from benchmarks.noting import NotingPlugin
 from benchmarks.observing import Stopwatch
 from plasticity import measures
 from plasticity.errors import UserError
@@ -38,10 +37,8 @@ def check(names: Sequence[str]) -> None:
         available()
 
 
-class SamplePlasticityPlugin(SupervisedPlugin[Any]):
+class SamplePlasticityPlugin(NotingPlugin):
     """Notes how much of the loss of each mini-batch its own step takes away; it comes before all other plugins.
-
-    The device is asked once, by `take`.
 
     Args:
         stopwatch: The run's, which stands still meanwhile.
@@ -51,10 +48,8 @@ class SamplePlasticityPlugin(SupervisedPlugin[Any]):
     """
 
     def __init__(self, stopwatch: Stopwatch) -> None:
-        super().__init__()
-        self.stopwatch = stopwatch
+        super().__init__(stopwatch)
         self._steps = StepWatch()
-        self._shares: list[Tensor] = []
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the random state of the pass."""
@@ -71,20 +66,7 @@ class SamplePlasticityPlugin(SupervisedPlugin[Any]):
         with self.stopwatch.paused():
             share = self._steps.take(strategy)
         if share is not None:
-            self._shares.append(share)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the shares since the last `take`."""
-        return {"shares": torch.stack(self._shares) if self._shares else torch.zeros(0)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
-        self._shares = list(state["shares"].unbind())
-
-    def take(self) -> float | None:
-        """Return the mean over the steps since the last call; None if there were none or one is not finite."""
-        shares, self._shares = self._shares, []
-        return finite(torch.stack(shares).mean()) if shares else None
+            self.note(share)
 
 
 class AskedMeasures:
