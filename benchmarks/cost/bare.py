@@ -1,7 +1,5 @@
 """A bare PyTorch loop over tensors: what every way of training is compared with."""
 
-from contextlib import nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,17 +23,24 @@ class BareSteps:
         self.model = model
         self.optimizer = optimizer
         self._half = getattr(torch, computing.precision) if computing.precision != "float32" else None
-        self._scaler = torch.amp.GradScaler(device.type, enabled=computing.precision == "float16")
+        self._scaler = torch.amp.GradScaler(device.type) if computing.precision == "float16" else None
         self._device = device
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a mini-batch."""
-        with torch.autocast(self._device.type, self._half) if self._half is not None else nullcontext():
+        if self._half is None:
+            return F.cross_entropy(self.model(inputs), labels)
+        with torch.autocast(self._device.type, self._half):
             return F.cross_entropy(self.model(inputs), labels)
 
     def step(self, inputs: Tensor, labels: Tensor) -> None:
         """Train on a mini-batch."""
         self.optimizer.zero_grad()
-        self._scaler.scale(self.loss(inputs, labels)).backward()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        loss = self.loss(inputs, labels)
+        if self._scaler is None:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self._scaler.scale(loss).backward()
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
