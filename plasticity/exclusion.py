@@ -1,14 +1,18 @@
-"""Layers that are left alone, by name: no method writes to their parameters, buffers or optimizer state.
+"""Layers that are left alone, by name or frozen: no method writes to their parameters, buffers or optimizer state.
 
-A unit is treated only where that writes to none of them. So units that an excluded layer writes are not, and neither
-are those with an excluded normaliser behind them. Where an excluded layer reads a unit, its columns belong to that
-layer: nothing may be changed that needs its outgoing weights to change, and the unit counts as not private.
+A unit is treated only where that writes to none of them. So units that such a layer writes are not, and neither are
+those with such a normaliser behind them. Where such a layer reads a unit, its columns belong to that layer: nothing may
+be changed that needs its outgoing weights to change, and the unit counts as not private.
+
+A layer is frozen if any of its own parameters is (`requires_grad` is False): then its units are not to change. Units
+are not treated either where the weight that writes them is computed from other parameters, as by weight normalisation:
+these have no row for a unit. Methods on whole weights leave single frozen parameters alone, see `methods.parameters`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from plasticity.errors import UserError
-from plasticity.groups import UnitGroup, UnitGroups, unwrap
+from plasticity.groups import WEIGHT_LAYERS, UnitGroup, UnitGroups, unwrap
 
 Exclude = str | Iterable[str] | None
 
@@ -73,9 +77,21 @@ class Exclusion:
         return frozenset(inside | {name for name, module in modules.items() if shared & set(_own(module))})
 
     def tensors(self, model: nn.Module) -> frozenset[Tensor]:
-        """Return the parameters and buffers of all excluded modules."""
-        modules = dict(unwrap(model).named_modules(remove_duplicate=False)) if self else {}
-        return frozenset(tensor for name in self.layers(model) for tensor in _own(modules[name]))
+        """Return parameters and buffers of excluded modules, frozen parameters, and buffers of frozen modules."""
+        modules = dict(unwrap(model).named_modules(remove_duplicate=False))
+        found = {tensor for name in self.layers(model) for tensor in _own(modules[name])}
+        for module in modules.values():
+            own = list(module.parameters(recurse=False))
+            found.update(parameter for parameter in own if not parameter.requires_grad and not is_lazy(parameter))
+            if own and not any(parameter.requires_grad for parameter in own):
+                found.update(_own(module))
+        return frozenset(found)
+
+    def untouched(self, model: nn.Module) -> dict[str, str]:
+        """Return the qualified names of the layers that are left alone, and what they are: excluded, or frozen."""
+        modules = unwrap(model).named_modules(remove_duplicate=False)
+        frozen = {name: "frozen" for name, module in modules if _is_frozen(module)}
+        return frozen | dict.fromkeys(self.layers(model), "excluded")
 
     def treatable(self, model: nn.Module, units: UnitGroups) -> UnitGroups:
         """Return the groups that may be treated, those with an excluded reader as not private.
@@ -84,30 +100,42 @@ class Exclusion:
             model: The network.
             units: Its groups.
         """
-        if not self:
+        layers, alone = self.untouched(model), self.left_alone(model, units)
+        if not layers and not alone:
             return units
-        layers = self.layers(model)
         found = []
         for group in units:
             reader = next((each.layer for each in group.readers if each.layer in layers), None)
-            if _written_by(group, layers) is not None:
+            if group.name in alone:
                 continue
             if group.private and reader is not None:
-                group = replace(group, private=False, reason=f"`{reader}`, which reads it, is excluded")
+                group = replace(group, private=False, reason=f"`{reader}`, which reads it, is {layers[reader]}")
             found.append(group)
         return UnitGroups(found, skipped=units.skipped, outputs=units.outputs)
 
     def left_alone(self, model: nn.Module, units: UnitGroups) -> dict[str, str]:
         """Return why groups are missing among the treatable ones, in words, by name."""
-        layers = self.layers(model)
-        found = {group.name: _written_by(group, layers) for group in units}
-        return {name: f"`{layer}`, which writes it, is excluded" for name, layer in found.items() if layer is not None}
+        layers = self.untouched(model)
+        modules = dict(unwrap(model).named_modules(remove_duplicate=False))
+        found = {group.name: _why_alone(group, layers, modules) for group in units}
+        return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _written_by(group: UnitGroup, layers: Collection[str]) -> str | None:
-    """Return the first of some layers that writes a group, or normalises it."""
+def _why_alone(group: UnitGroup, layers: Mapping[str, str], modules: Mapping[str, nn.Module]) -> str | None:
+    """Say which layer that writes a group, or normalises it, is left alone; None: none is."""
     names = [name for write in group.writes for name in (write.layer, write.norm) if name is not None]
-    return next((name for name in (*names, *group.producers) if name in layers), None)
+    for name in (*names, *group.producers):
+        if name in layers:
+            return f"`{name}`, which writes it, is {layers[name]}"
+    for write in group.writes:
+        module = modules.get(write.layer)
+        if isinstance(module, WEIGHT_LAYERS) and not isinstance(getattr(module, "weight", None), nn.Parameter):
+            return f"the weight of `{write.layer}`, which writes it, is computed from other parameters"
+    return None
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return any(not parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _own(module: nn.Module) -> list[Tensor]:

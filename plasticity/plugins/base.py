@@ -187,10 +187,24 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
                 f"{type(self).__name__}: the model ({type(model).__name__}) has no hidden units: "
                 "no Linear or Conv layer is followed by an activation"
             )
+        return self.treatable(model, units)
+
+    def treatable(self, model: nn.Module, units: UnitGroups) -> UnitGroups:
+        """Return the groups that may be treated, and note why others may not.
+
+        Args:
+            model: The network.
+            units: Its groups.
+
+        Raises:
+            UserError: If none may.
+        """
         self._left_alone = self.excluded.left_alone(model, units)
         found = self.excluded.treatable(model, units)
-        if len(found) == 0:
-            raise UserError(f"{type(self).__name__}: exclude leaves no hidden units to treat")
+        if len(units) and len(found) == 0:
+            reasons = "; ".join(f"'{name}': {reason}" for name, reason in self._left_alone.items())
+            what = "exclude leaves no hidden units to treat" if self.excluded else "there are no units to treat"
+            raise UserError(f"{type(self).__name__}: {what}: {reasons}")
         return found
 
     def probe(self, strategy: Any) -> Probe:

@@ -77,10 +77,11 @@ class GradientDormancyPlugin(RecyclingPlugin):
         self._collected: list[tuple[int, dict[str, BatchSums]]] = []
         self._observer = ForwardObserver(self._watching, self.groups)
         self._scale = LossScale()
+        self._untouched: dict[str, str] = {}
         self._watched_at: Tensor | None = None  # the scale of the loss
 
     def _watching(self, model: nn.Module, units: UnitGroups) -> GradientActivity:
-        return GradientActivity(model, self.excluded.treatable(model, units), before=self.rule.gradient == "before")
+        return GradientActivity(model, self.treatable(model, units), before=self.rule.gradient == "before")
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
@@ -133,6 +134,14 @@ class GradientDormancyPlugin(RecyclingPlugin):
         return super().preview(model, batches, optimizer)
 
     # --- Avalanche's callbacks ---------------------------------------------------------------------------------
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Treat if it is time, and see which layers are frozen now."""
+        untouched = self.excluded.untouched(strategy.model)
+        if untouched != self._untouched:
+            self._observer.renew()
+        self._untouched = untouched
+        super().before_training_exp(strategy, *args, **kwargs)
 
     @property
     def _near(self) -> bool:

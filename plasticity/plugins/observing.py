@@ -58,6 +58,12 @@ class Follower(Generic[Made]):
         self._parts = _Parts(model)
         return self._made
 
+    def renew(self) -> None:
+        """Let what is followed next be made anew, whether or not the model has changed."""
+        self.before_following()
+        self.before_renewal()
+        self._made = self._parts = None
+
     def before_following(self) -> None:
         """Let go of the modules of before, which are perhaps no longer the model's; for subclasses."""
 

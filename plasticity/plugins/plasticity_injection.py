@@ -92,13 +92,14 @@ class PlasticityInjectionPlugin(TreatmentPlugin):
         tell(self, strategy, "follow_renewal", self._renewed)
 
     def _refuse_excluded(self, model: nn.Module, probe: Probe) -> None:
-        network, layers = unwrap(model), self.excluded.layers(model)
+        network, layers = unwrap(model), self.excluded.untouched(model)
         units = find_units(network, probe.example()) if layers else UnitGroups(())
         for name in find_head(network, probe.example(), units, self.head) if layers else ():
             inside = {f"{name}.{key}" if key else name for key, _ in network.get_submodule(name).named_modules()}
-            if inside & layers:
+            if inside & set(layers):
+                found = min(inside & set(layers))
                 raise UserError(
-                    f"plasticity injection would replace '{name}', of which '{min(inside & layers)}' is excluded: "
+                    f"plasticity injection would replace '{name}', of which '{found}' is {layers[found]}: "
                     "name another head"
                 )
 

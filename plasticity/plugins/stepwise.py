@@ -56,10 +56,10 @@ class StepwisePlugin(RecyclingPlugin):
         self._samples = self._batch = 0
         self._model: weakref.ref[nn.Module] | None = None
         self._twin: nn.Module | None = None  # what a dry run treats
+        self._untouched: dict[str, str] = {}
 
     def _watching(self, model: nn.Module, units: UnitGroups) -> LatestActivity:
-        self._left_alone = self.excluded.left_alone(model, units)
-        return self.make_activity(model, self.excluded.treatable(model, units))
+        return self.make_activity(model, self.treatable(model, units))
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -93,6 +93,10 @@ class StepwisePlugin(RecyclingPlugin):
             self.forget()
         self._model = weakref.ref(strategy.model)
         self._twin = None
+        untouched = self.excluded.untouched(strategy.model)
+        if untouched != self._untouched:  # layers were frozen, or are no more
+            self._observer.renew()
+        self._untouched = untouched
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Watch the pass that comes."""
