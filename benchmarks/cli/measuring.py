@@ -29,11 +29,18 @@ def add_cost(commands: Any) -> None:
     cost = commands.add_parser("cost", help="measure what watching, treating and loading cost on this machine")
     cost.set_defaults(execute=_cost)
     cost.add_argument(
-        "--sections", default="watching,treating,loading,epoch,processes", metavar="A,B", help="default: all"
+        "--sections",
+        default="watching,treating,loading,epoch,processes",
+        metavar="A,B",
+        help="default: all but long-runs",
     )
     cost.add_argument("--rounds", type=count, default=30, metavar="N", help="interleaved rounds (default: 30)")
     cost.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, … (default: cpu)")
     cost.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (default: 1)")
+    cost.add_argument(
+        "--strategies", default="", metavar="A,B", help="of long-runs (default: a few of different kinds)"
+    )
+    cost.add_argument("--experiences", type=count, metavar="N", help="of a run of long-runs (default: 2000)")
     add_computing(cost)
     cost.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON, too")
 
@@ -56,11 +63,16 @@ def _cost(arguments: argparse.Namespace) -> None:
 
     sections = [section for section in arguments.sections.split(",") if section]
     asked = computing(arguments)
-    lines = list(measure(sections, device(arguments.device), arguments.rounds, arguments.threads, asked))
+    strategies = [name for name in arguments.strategies.split(",") if name]
+    where, long = device(arguments.device), (strategies, arguments.experiences)
+    lines = list(measure(sections, where, arguments.rounds, arguments.threads, asked, *long))
     print(text(lines))
     if arguments.output is not None:
         words = f"--sections {arguments.sections} --rounds {arguments.rounds} --device {arguments.device}"
-        command = " ".join([f"python -m benchmarks cost {words} --threads {arguments.threads}", *asked.words()])
+        words += f" --threads {arguments.threads}"
+        words += f" --strategies {arguments.strategies}" if strategies else ""
+        words += f" --experiences {arguments.experiences}" if arguments.experiences else ""
+        command = " ".join([f"python -m benchmarks cost {words}", *asked.words()])
         found = content(lines, {**environment(arguments.device), **asked.environment(arguments.device)}, command)
         try:
             arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

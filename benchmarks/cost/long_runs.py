@@ -1,14 +1,14 @@
 """Whether long runs stay as they begin: memory, what lives in it, and the time of an experience, over a whole stream.
 
 A run is done as `run` does it, with checkpoints, metric values and a result, in a process of its own, and is looked at
-every so many experiences.
+every so many experiences. It trains for one epoch on each: what takes ever longer shows best where training is short.
 """
 
 import gc
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.computing import Computing
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import Ratio, clock
 from benchmarks.models import build_model
 from benchmarks.runner import run_one
 from benchmarks.settings import RunSettings, resolve
+from benchmarks.training import check
 from plasticity.errors import UserError
 
 BENCHMARK = "permuted-digits"
 EXPERIENCES = 2000
-EVALUATE = 5
+EVALUATE, EPOCHS = 5, 1
 STRATEGIES = ("naive", "synaptic-stripping", "continual-backprop", "adaptive")
 LOOKS = 40
 EDGE = 0.2
@@ -38,6 +40,21 @@ _STATM = Path("/proc/self/statm")
 LEVEL = "MiB of memory after a tenth"
 MEMORY, TENSORS, OBJECTS = (f"{what} more in 1,000 experiences" for what in ("MiB", "tensors", "objects"))
 TIME = "time of an experience in the last fifth / in the first"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which runs.
+
+    Args:
+        strategies: Their names.
+        experiences: Length of the stream.
+        looks: How often each run is looked at.
+    """
+
+    strategies: tuple[str, ...] = STRATEGIES
+    experiences: int = EXPERIENCES
+    looks: int = LOOKS
 
 
 @dataclass
@@ -117,37 +134,44 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def measure(
-    device: str,
-    threads: int,
-    strategies: Sequence[str] = STRATEGIES,
-    experiences: int = EXPERIENCES,
-    looks: int = LOOKS,
-) -> Iterator[Line]:
+def measure(asked: Asked, device: str, threads: int, computing: Computing | None = None) -> Iterator[Line]:
     """Measure long runs on permuted digits, one after the other, each in a process of its own.
 
     Args:
+        asked: Which.
         device: Where networks are trained.
         threads: CPU threads.
-        strategies: Their names.
-        experiences: Length of the stream.
-        looks: How often each run is looked at.
+        computing: How networks compute; None: as by default.
 
     Raises:
         UserError: If a name is unknown, or the stream is too short for so many looks.
     """
-    if experiences < looks:
-        raise UserError(f"a long run has at least {looks} experiences, not {experiences}")
-    resident()  # or it is told now, not after the first run
-    every = experiences // looks
-    runs = [
-        resolve(BENCHMARK, name, 0, experiences=experiences, evaluate=EVALUATE, device=device, threads=threads)
-        for name in strategies
-    ]
+    if asked.experiences < asked.looks:
+        raise UserError(f"a long run has at least {asked.looks} experiences, not {asked.experiences}")
+    resident()  # so that it is told now, if this is not known here
+    runs = [run_of(name, asked.experiences, device, threads, computing) for name in asked.strategies]
+    check(runs)
     for run in runs:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            series = alone.submit(watched, run, every).result()
+            series = alone.submit(watched, run, asked.experiences // asked.looks).result()
         yield from figures(series, run)
+
+
+def run_of(
+    strategy: str, experiences: int, device: str = "cpu", threads: int = 1, computing: Computing | None = None
+) -> RunSettings:
+    """Return the settings of a long run."""
+    return resolve(
+        BENCHMARK,
+        strategy,
+        0,
+        experiences=experiences,
+        epochs=EPOCHS,
+        evaluate=EVALUATE,
+        device=device,
+        threads=threads,
+        computing=computing,
+    )
 
 
 def watched(run: RunSettings, every: int) -> Series:
