@@ -16,13 +16,13 @@ value is checked in one place, and words that stand beside `--config FILE` have 
 folder is such a file, too: it runs again as it is.
 """
 
-import difflib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from plasticity.errors import UserError
+from benchmarks.settings import FORMAT
+from plasticity.errors import UserError, unknown
 from strategies.registry import option_value
 
 FLAGS = ("channels_last", "compile")
@@ -57,6 +57,10 @@ def _of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a run that its config.json tells of."""
     if not isinstance(config["settings"], dict):
         raise UserError("settings should be keys and values")
+    if config["format"] != FORMAT:
+        raise UserError(f"it was written by another version (format {config['format']}, and this one reads {FORMAT})")
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise UserError(f"seed should be a whole number of at least 0, not {config['seed']!r}")
     own = {
         "benchmark": config["benchmark"],
         "strategies": [config["strategy"]],
@@ -70,9 +74,7 @@ def _words(content: Mapping[str, Any], options: Collection[str]) -> list[str]:
     found: list[str] = []
     for key, value in content.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"unknown key {key!r}{hint}: known are {', '.join(sorted(known))}")
+            raise unknown("key", key, sorted(known))
         if key == "strategies":
             value = ",".join(_strategy(entry) for entry in (value if isinstance(value, list) else [value]))
         elif key == "measure" and isinstance(value, list):

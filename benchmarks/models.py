@@ -5,7 +5,6 @@ A network of your own joins by one line; its function gets what `StreamShape` ho
     register_model("mine", lambda num_classes, input_shape, task_labels: MyNetwork(num_classes))
 """
 
-import difflib
 import math
 import re
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from avalanche.models import MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
 from benchmarks.resnet import MultiHeadSlimResNet18, SlimResNet18
-from plasticity.errors import UserError
+from plasticity.errors import UserError, unknown
 from plasticity.values import shown
 
 Factory = Callable[[int, tuple[int, ...], bool], nn.Module]
@@ -60,9 +59,7 @@ def build_model(name: str, num_classes: int, input_shape: tuple[int, ...], task_
             raise UserError(f"{shown(name)} has more than {MOST_WEIGHTS:,} weights")
         return mlp((width,) * depth, num_classes, tuple(input_shape), task_labels)
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"unknown model {name!r}{hint}: known are {', '.join(MODELS)}")
+        raise unknown("model", name, MODELS)
     return MODELS[name](num_classes, tuple(input_shape), task_labels)
 
 

@@ -36,6 +36,11 @@ def upgd(
 
     if rate is None:
         rate = 1 if kind == "sgd" else 10
+    if "exclude" in options:
+        raise UserError(
+            "upgd has no exclude: an optimizer knows parameters, not layers; in code of your own give what it is to "
+            "leave alone a group, see docs/plugins.md"
+        )
     known = [name for name in inspect.signature(UPGD.__init__).parameters if name not in ("self", "params")]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -1,6 +1,5 @@
 """The register of strategies, and how names are combined."""
 
-import difflib
 import inspect
 import json
 import os
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from plasticity.errors import UserError
+from plasticity.errors import UserError, unknown
 from plasticity.values import shown
 
 if TYPE_CHECKING:  # imports Avalanche, which takes seconds
@@ -117,9 +116,7 @@ def parse(combined: str) -> list[Strategy]:
     for part in combined.split("+"):
         name, *texts = part.split(":")
         if name not in STRATEGIES:
-            close = difflib.get_close_matches(name, STRATEGIES, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"unknown strategy {name!r}{hint}: known are {', '.join(STRATEGIES)}; + combines them")
+            raise UserError(f"{unknown('strategy', name, STRATEGIES)}; + combines them")
         if name in [strategy.name for strategy in found]:
             raise UserError(f"strategy {combined!r} names {name!r} twice")
         options = [_option(text, part) for text in texts]

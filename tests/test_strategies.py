@@ -62,6 +62,12 @@ def test_an_unknown_name_lists_the_known_ones():
         parse("replay+replay")
 
 
+def test_an_optimizer_excludes_no_layers():
+    (chosen,) = parse("upgd:exclude=trunk.linear1")
+    with pytest.raises(UserError, match="'upgd:exclude=trunk.linear1': upgd has no exclude: .* give .* a group"):
+        chosen.optimizer([nn.Parameter(torch.zeros(2))], "sgd", 0.1)
+
+
 def test_registration_takes_one_line_and_refuses_what_cannot_be_a_name(monkeypatch):
     monkeypatch.setattr("strategies.registry.STRATEGIES", dict(STRATEGIES))
     seen = []

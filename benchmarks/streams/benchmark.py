@@ -1,12 +1,11 @@
 """What a benchmark is, and the register of them by name."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from plasticity.errors import UserError
+from plasticity.errors import UserError, unknown
 
 if TYPE_CHECKING:  # imports Avalanche, which takes seconds
     from avalanche.benchmarks import CLScenario
@@ -78,7 +77,7 @@ class Benchmark:
         Raises:
             UserError: If the scenario is not one of this benchmark's, or the number of experiences is below 1.
         """
-        scenario = settings.scenario or self.scenario
+        scenario = self.scenario if settings.scenario is None else settings.scenario
         if scenario not in self.scenarios:
             raise UserError(f"{self.name} has no scenario {scenario!r}: possible is {', '.join(self.scenarios)}")
         experiences = self.experiences if settings.experiences is None else settings.experiences
@@ -137,7 +136,5 @@ def get_benchmark(name: str) -> Benchmark:
         UserError: If there is none of that name; lists those there are.
     """
     if name not in BENCHMARKS:
-        close = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"unknown benchmark {name!r}{hint}: known are {', '.join(BENCHMARKS)}")
+        raise unknown("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]

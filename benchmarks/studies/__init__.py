@@ -3,11 +3,10 @@
 `python -m benchmarks study NAME --out DIR` does the runs that are not done yet and writes the table.
 """
 
-import difflib
 import importlib
 
 from benchmarks.studies.study import Asked, Finished, Report, Study, StudyRun, run_study, study_run
-from plasticity.errors import UserError
+from plasticity.errors import unknown
 
 __all__ = ["STUDIES", "Asked", "Finished", "Report", "Study", "StudyRun", "get_study", "run_study", "study_run"]
 
@@ -22,8 +21,6 @@ def get_study(name: str) -> Study:
         UserError: If there is none of that name; lists those there are.
     """
     if name not in STUDIES:
-        close = difflib.get_close_matches(name, STUDIES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"unknown study {name!r}{hint}: known are {', '.join(STUDIES)}")
+        raise unknown("study", name, STUDIES)
     found: Study = importlib.import_module(f"benchmarks.studies.{name.replace('-', '_')}").STUDY
     return found
