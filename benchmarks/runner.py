@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.progress import Progress
-from benchmarks.settings import RunSettings
+from benchmarks.settings import FORMAT, RunSettings
 from plasticity.errors import UserError
 
 CHECKPOINT_MINUTES = 10.0
@@ -153,10 +153,14 @@ def _finished(run: RunSettings, out: Path) -> bool:
     if not folder.exists():
         return False
     try:
-        found = json.loads((folder / "config.json").read_text())["settings"]
+        config = json.loads((folder / "config.json").read_text())
+        found = dict(config["settings"])
+        format_of = config.get("format")
         json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{folder} is not a finished run; remove it, or choose another --out") from None
+    if format_of != FORMAT:
+        raise UserError(f"{folder} was written by another version; remove it, or choose another --out")
     asked = run.config()["settings"]
     different = sorted(name for name in {*found, *asked} if found.get(name) != asked.get(name))
     if different:

@@ -13,6 +13,7 @@ from plasticity.values import check_count, check_seed, in_range
 
 FORMAT = 1
 OPTIMIZERS = ("adam", "adamw", "sgd")
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,11 @@ def resolve(
             in_range(name, number)
     stream = found.resolve(StreamSettings(seed, experiences, scenario, data))
     assert stream.experiences is not None and stream.scenario is not None
+    if threads > MOST_THREADS:
+        raise UserError(f"threads must be at most {MOST_THREADS}, not {threads}")
     if learning_rate == 0:
         raise UserError("learning rate must be above 0, not 0")
-    optimizer = optimizer or found.optimizer
+    optimizer = found.optimizer if optimizer is None else optimizer
     if optimizer not in OPTIMIZERS:
         raise UserError(f"unknown optimizer {optimizer!r}: there are {', '.join(OPTIMIZERS)}")
     if not 0 <= momentum < 1 or (momentum and optimizer != "sgd"):
@@ -142,7 +145,7 @@ def resolve(
         seed=seed,
         experiences=stream.experiences,
         scenario=stream.scenario,
-        model=model or found.model,
+        model=found.model if model is None else model,
         optimizer=optimizer,
         learning_rate=found.learning_rate if learning_rate is None else learning_rate,
         batch_size=batch_size or found.batch_size,

@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from benchmarks.cli.arguments import Parser
+from benchmarks.cli.arguments import Parser, misunderstood
 from benchmarks.cli.measuring import add_cost, add_study
 from benchmarks.cli.running import add_run, add_tune, expanded
 from benchmarks.cli.showing import add_compare, add_list, add_publish
@@ -22,15 +22,17 @@ _COMMANDS = {
 }
 
 
-def parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """Return the parser of the command line, and the long options of `run`, without dashes."""
+def parser() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
+    """Return the parser of the command line, and the long options of each command."""
     main = Parser(prog="python -m benchmarks", description="Compare plasticity and forgetting on streams of tasks.")
     titles = f"{{{','.join(_COMMANDS)}}}"
     commands = main.add_subparsers(required=True, metavar=titles, parser_class=Parser)
     for add in _COMMANDS.values():
         add(commands)
-    options = commands.choices["run"]._option_string_actions
-    return main, [option[2:] for option in options if option.startswith("--") and not option.startswith("--no-")]
+    return main, {
+        name: [option for option in command._option_string_actions if option.startswith("--")]
+        for name, command in commands.choices.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         main_parser, options = parser()
-        parsed = main_parser.parse_args(expanded(words, options))
+        words = expanded(words, [option[2:] for option in options["run"] if not option.startswith("--no-")])
+        parsed, rest = main_parser.parse_known_args(words)
+        if rest:
+            raise misunderstood(rest[0], options[words[0]])
         parsed.execute(parsed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,9 @@
 """What the arguments of all commands have in common."""
 
 import argparse
-from typing import NoReturn
+import difflib
+from pathlib import Path
+from typing import Any, NoReturn
 
 from benchmarks.computing import PRECISIONS, Computing
 from plasticity.errors import UserError
@@ -11,10 +13,29 @@ MOST_SEEDS = 100_000
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and takes no shortened options."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def misunderstood(word: str, options: list[str]) -> UserError:
+    """Say that a word of the command line means nothing, and which option was meant, perhaps."""
+    given = word.partition("=")[0]
+    longer = [option for option in options if given.startswith("--") and option.startswith(given)]
+    close = longer or difflib.get_close_matches(given, options, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return UserError(f"unknown argument {shown(word)}{hint}; --help lists what there is")
+
+
+def path(text: str) -> Path:
+    """Read the name of a file or folder."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a file or folder")
+    return Path(text)
 
 
 def count(text: str) -> int:
@@ -70,7 +91,7 @@ def device(name: str) -> str:
     import torch
 
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()  # the device "meta" holds nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used: {reason}") from None

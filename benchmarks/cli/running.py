@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import add_computing, computing, count, device, minutes, natural, seeds
+from benchmarks.cli.arguments import add_computing, computing, count, device, minutes, natural, path, seeds
 from benchmarks.runner import CHECKPOINT_MINUTES, import_modules, run_all
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
@@ -21,8 +21,8 @@ def add_run(commands: Any) -> None:
         "--config", metavar="FILE", help="a YAML file with what follows; the command line has the last say"
     )
     run.add_argument("--seeds", type=seeds, required=True, metavar="N", help="run seeds 0 to N-1; or FIRST-LAST")
-    run.add_argument("--tuned", type=Path, metavar="FILE", help="what `tune` wrote: run the best configurations")
-    run.add_argument("--report", type=Path, metavar="FILE", help="an HTML page that follows the runs")
+    run.add_argument("--tuned", type=path, metavar="FILE", help="what `tune` wrote: run the best configurations")
+    run.add_argument("--report", type=path, metavar="FILE", help="an HTML page that follows the runs")
     _add_arguments(run)
 
 
@@ -51,8 +51,8 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--strategies", required=True, metavar="A,B,C", help="names that `list` shows; + combines them; or all"
     )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
-    command.add_argument("--data", type=Path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
+    command.add_argument("--out", type=path, required=True, metavar="DIR", help="folder for results")
+    command.add_argument("--data", type=path, metavar="DIR", help="folder of the data (default: $PLASTICITY_DATA)")
     command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, cuda:1, mps … (default: cpu)")
     add_computing(command)
     command.add_argument("--experiences", type=count, metavar="N", help="length of the stream")

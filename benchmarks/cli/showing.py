@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks.cli.arguments import path
 from benchmarks.cli.running import add_modules
 from benchmarks.runner import import_modules
 from plasticity.errors import UserError
@@ -21,9 +21,9 @@ def add_compare(commands: Any) -> None:
     """Add the command `compare`."""
     compare = commands.add_parser("compare", help="compare finished runs")
     compare.set_defaults(execute=_compare)
-    compare.add_argument("directory", type=Path, metavar="DIR", help="the --out folder of `run`")
+    compare.add_argument("directory", type=path, metavar="DIR", help="the --out folder of `run`")
     compare.add_argument("--format", default="table", metavar="F", help="table, csv, json or html (default: table)")
-    compare.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of printing")
+    compare.add_argument("--output", type=path, metavar="FILE", help="write to a file instead of printing")
     compare.add_argument(
         "--watch", action="store_true", help="write the page anew while runs are going on, until interrupted"
     )
@@ -35,12 +35,12 @@ def add_publish(commands: Any) -> None:
     publish.set_defaults(execute=_publish)
     publish.add_argument(
         "source",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="the --out folder of `run`, with one benchmark, or of `study`; or the --output file of `cost`",
     )
-    publish.add_argument("--output", type=Path, required=True, metavar="FILE", help="NAME.json")
-    publish.add_argument("--document", type=Path, metavar="FILE", help="Markdown with a place <!-- table NAME -->")
+    publish.add_argument("--output", type=path, required=True, metavar="FILE", help="NAME.json")
+    publish.add_argument("--document", type=path, metavar="FILE", help="Markdown with a place <!-- table NAME -->")
     publish.add_argument(
         "--command",
         dest="lines",
