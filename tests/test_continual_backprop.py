@@ -228,3 +228,21 @@ def test_groups_that_no_sample_reached_are_left_alone():
 def test_rules_without_meaning_are_refused(rule):
     with pytest.raises(UserError, match=next(iter(rule))):
         ContinualBackpropRule(**rule)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.LeakyReLU, nn.ELU, nn.GELU, nn.ReLU])
+def test_magnitudes_are_those_of_activations_of_either_sign(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 3))
+    x = torch.randn(20, 4)
+    units = find_units(model, x[:2])
+    activity = MagnitudeActivity(model, units, means=True)
+    activity.attach()
+    for part in x.split(7):
+        model(part)
+    activity.detach()
+    h = model[1](model[0](x)).detach()
+    (seen,), (signed,) = activity.latest.values(), activity.signed.values()
+    assert seen.count == signed.count == 20
+    torch.testing.assert_close(seen.values, h.abs().sum(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(signed.values, h.sum(0), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gradient_norms, judging, observing, tuning
 from plasticity import plugins
+from plasticity.measures import sample_plasticity
 from plasticity.methods.synaptic_stripping import PRESETS as STRIPPING
 from plasticity.optim import UPGD
 from strategies import builtin, networks
@@ -175,5 +176,7 @@ def test_what_runs_are_measured_on():
     page = (PAGES.parent / "measures.md").read_text()
     assert "up to 2,048 training samples" in page and judging.PROBE_SAMPLES == 2048
     assert "on up to 1,024 test samples" in page and observing.PAST_SAMPLES == 1024
+    smallest = inspect.signature(sample_plasticity).parameters["smallest"].default
+    assert "ε is 1e-8 here" in " ".join(page.split()) and smallest == 1e-8
     assert "every tenth training step" in page and gradient_norms.EVERY == 10
     assert "seeds from 1000 on" in (PAGES.parents[1] / "README.md").read_text() and tuning.FIRST_SEED == 1000

@@ -8,7 +8,13 @@ from stripping_streams import DEAD, FixedHead, run, stream
 from test_strategies import small_run
 
 from plasticity.groups import unwrap
-from plasticity.plugins import L2InitPlugin, NormalizeAndProjectPlugin, ShrinkPerturbPlugin, SynapticStrippingPlugin
+from plasticity.plugins import (
+    ContinualBackpropPlugin,
+    L2InitPlugin,
+    NormalizeAndProjectPlugin,
+    ShrinkPerturbPlugin,
+    SynapticStrippingPlugin,
+)
 
 
 class Steps(SupervisedPlugin):
@@ -39,6 +45,30 @@ def test_shrink_and_perturb_comes_after_the_update(last):
     assert number == 5
     for value, found in zip(expected, strategy.model.parameters(), strict=True):
         torch.testing.assert_close(found.detach(), value, rtol=1e-4, atol=1e-6)
+
+
+class FreshUnits(SupervisedPlugin):
+    """Looks after every update whether units that are new in it have outgoing weights of 0, whatever was learned."""
+
+    def __init__(self, plugin):
+        super().__init__()
+        self.plugin, self.checks = plugin, 0
+
+    def after_update(self, strategy, **kwargs):
+        known = self.plugin.state_dict()["units"]
+        first, second = (known[name]["age"] == 0 for name in ("features.0", "features.3"))
+        assert not strategy.model.features[3].weight[~second][:, first].any()  # new readers draw all their weights
+        assert not strategy.model.classifier.weight[:, second].any()
+        self.checks += int(first.sum() + second.sum())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_units_are_made_new_after_the_update(optimizer):
+    """Not before it: a gradient that was computed for the old unit, and momentum, would move the new one at once."""
+    plugin = ContinualBackpropPlugin(replacement_rate=0.05, maturity=2)
+    check = FreshUnits(plugin)
+    run([plugin, check], FixedHead, optimizer=optimizer)
+    assert check.checks > 5
 
 
 class NormsOfWhatIsLeft(SupervisedPlugin):

@@ -332,3 +332,22 @@ def test_a_step_never_waits_for_the_device():
     model = model.to("meta")
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), (torch.randn(4, 3, 5, 5, device="meta"),), steps=2)
     assert injection_of(model).frozen_0.device.type == "meta"
+
+
+def test_dropout_in_the_head_acts_on_the_new_part_alone():
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 3)]
+    model, x = nn.Sequential(*layers), torch.randn(6, 5)
+    before = model.eval()(x).detach()
+    inject_plasticity(model, x, head=["2", "3", "4", "5"])
+    model.train()
+    torch.manual_seed(1)
+    found = [model(x).detach() for _ in range(2)]
+    torch.manual_seed(1)
+    kept = [torch.nn.functional.dropout(torch.ones(6, 40), 0.5) for _ in range(2)]  # the only draws there are
+    hidden = model[3](model[2](model[1](model[0](x)))).detach()
+    for output, mask in zip(found, kept, strict=True):
+        new, begun = model[5].weight.detach(), model[5].bias.detach()
+        expected = before + ((hidden * mask) @ new.T + begun) - (hidden @ new.T + begun)
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(*found)
