@@ -28,6 +28,16 @@ class OnlineAccuracyPlugin(SupervisedPlugin[Any]):
         super().__init__()
         self._right: list[Tensor] = []  # 0-dim counts, left on the device
         self._samples: list[int] = []
+        self._loss: Tensor | None = None  # of the latest mini-batch of an experience
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the latest loss."""
+        self._loss = strategy.loss.detach() if isinstance(strategy.loss, Tensor) else None
+
+    def wrong_loss(self) -> str | None:
+        """Say that the loss of the latest experience's last mini-batch is not finite; None: it is."""
+        wrong = self._loss is not None and not bool(self._loss.isfinite().all())
+        return "the loss of the last mini-batch is NaN or infinite" if wrong else None
 
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Count what the present mini-batch has right."""
@@ -45,11 +55,12 @@ class OnlineAccuracyPlugin(SupervisedPlugin[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the counts since the last `take`."""
         right = torch.stack(self._right) if self._right else torch.zeros(0, dtype=torch.int64)
-        return {"right": right, "samples": list(self._samples)}
+        return {"right": right, "samples": list(self._samples), "loss": self._loss}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._right, self._samples = list(state["right"].unbind()), list(state["samples"])
+        self._loss = state["loss"]
 
 
 class Stopwatch:

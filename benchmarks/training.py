@@ -16,7 +16,7 @@ from benchmarks import asked_measures
 from benchmarks.comparison.measures import result_measures
 from benchmarks.evaluating import StreamTensors, evaluate, experience_samples, room, to_test
 from benchmarks.gradient_norms import GradientNormPlugin
-from benchmarks.judging import TITLES, finite, inputs, judge_units, samples
+from benchmarks.judging import TITLES, diverged, finite, first_diverged, inputs, judge_units, samples
 from benchmarks.models import build_model
 from benchmarks.observing import OnlineAccuracyPlugin, PastSamples, Stopwatch, watch_damage
 from benchmarks.record import NAME, Record
@@ -189,12 +189,16 @@ class _Run:
                 evaluate(strategy.model, test) if known else None
                 for test, known in zip(tests, transferable, strict=True)
             ]
+        told = False
         progress(record.experiences)
         for index in range(record.experiences, size):
             if not record.before_learning:
                 record.before_learning = [evaluate(strategy.model, tests[index]) if transferable[index] else None]
             self._learn(self.stream.train_stream[index], keeping)
-            self._measure(index)
+            reason = self._measure(index)
+            if keeping is not None and reason is not None and not told:
+                keeping.tell(f"has diverged in experience {index}: {reason}")
+                told = True
             if keeping is not None:
                 keeping.after_experience(index + 1)
             progress(index + 1)
@@ -206,8 +210,8 @@ class _Run:
         with self.stopwatch.running():
             self.strategy.train(shown if keeping is None else keeping.parts_of(shown), eval_streams=[])
 
-    def _measure(self, index: int) -> None:
-        """Measure the network just after it learned an experience."""
+    def _measure(self, index: int) -> str | None:
+        """Measure the network just after it learned an experience; returns why it has diverged, or None."""
         tests, model, online = self.tests, self.strategy.model, self.online.take()
         self._log(f"Top1_Acc_Online_Exp/train_phase/train_stream/Exp{index:03d}", online)
         # A network that is replaced before the next experience forgets nothing: only its last one is asked about all.
@@ -217,12 +221,14 @@ class _Run:
             tested[other] = evaluate(model, tests[other])
             self._log(f"Top1_Acc_Exp/eval_phase/test_stream/Exp{other:03d}", tested[other])
         learned = experience_samples(self.stream.train_stream[index], self.strategy.device)
-        units = {"experience": index, **judge_units(model, learned), "gradient_norm": self.gradients.take()}
+        wrong = diverged(self.online.wrong_loss())
+        units = {"experience": index, **wrong, **judge_units(model, learned), "gradient_norm": self.gradients.take()}
         units.update(self.asked.after_experience(model, partial(samples, model, learned)))
         for name, title in TITLES.items():
             self._log(f"{title}_Exp/eval_phase/train_stream/Exp{index:03d}", units[name])
         self.record.add(online, tested, units, _taken_treatments(self.plugins))
         self.strategy.evaluator.reset_last_metrics()  # which have the experience in their names, and so pile up
+        return units.get("diverged")
 
     def _log(self, name: str, value: float | None) -> None:
         if value is not None:
@@ -243,6 +249,7 @@ class _Run:
             "experiences": len(self.tests),
             "scored": self.scored,
             **({} if settings.evaluate is None else {"evaluate": settings.evaluate}),
+            **first_diverged(record["units"]),
             **record,
             "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
             "counts_treated_units": _counted(settings.strategy, self.plugins),
