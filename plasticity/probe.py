@@ -14,6 +14,7 @@ from plasticity.activity import Activity, watch
 from plasticity.distributed import own_copy
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
+from plasticity.tracing.outputs import output_tensors
 
 
 class Probe:
@@ -183,13 +184,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _first_tensor(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    parts = list(output.values()) if isinstance(output, dict) else output
-    if isinstance(parts, list | tuple):
-        for part in parts:
-            if isinstance(part, Tensor):
-                return part
+    """Return the first tensor of a model's output, in whatever containers or objects it is."""
+    for tensor in output_tensors(output, set()):
+        if tensor.dim():
+            return tensor
     raise UserError(f"the model returns a {type(output).__name__} without a tensor in it")
 
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from sizes import COUNTS, summary
 
 SEED = int(os.environ.get("PLASTICITY_TEST_SEED", "0"))
 
@@ -25,3 +26,18 @@ def pytest_collectstart(collector):
 @pytest.fixture(autouse=True)
 def _as_at_the_beginning():
     _begin()
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["drawn"] = dict(COUNTS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    COUNTS.update(getattr(node, "workeroutput", {}).get("drawn", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in summary(COUNTS):
+        terminalreporter.write_line(line)

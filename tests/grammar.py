@@ -20,17 +20,22 @@ class Program(nn.Module):
 
     A step is (operation, first tensor, second tensor, number), each taken modulo what there is, so that any numbers
     are a model. A step that does not fit its tensors does nothing.
+
+    Args:
+        steps: What to do.
+        example: Positional inputs, with which it is found out which steps fit.
     """
 
-    def __init__(self, steps, example):
+    def __init__(self, steps, *example):
         super().__init__()
         self.steps = steps
         self.layers = nn.ModuleDict()
         self.numbers = nn.ParameterDict()
         self.known = {}
+        self.done = []
         self.building = True
         with torch.no_grad():
-            self(example)
+            self(*(x.clone() for x in example))
         self.building = False
 
     def layer(self, key, make):
@@ -51,17 +56,41 @@ class Program(nn.Module):
             self.numbers[key] = nn.Parameter(torch.randn(shape))
         return self.numbers[key]
 
-    def forward(self, x):
-        """Run all steps, then read the last tensors."""
-        pool = [x]
+    @staticmethod
+    def _fits(result, samples):
+        return (
+            result is not None
+            and result.is_floating_point()
+            and result.dim() >= 2
+            and result.shape[0] == samples
+            and 0 < result[0].numel() <= 4096
+            and bool(result.abs().max() < 1000)
+        )
+
+    def forward(self, *inputs):
+        """Run all steps, then read what no step has read; returns what that gives, and what steps told beside."""
+        pool, told, unread = list(inputs), [], set()
+        self.told = told.append
         for step, (which, first, second, number) in enumerate(self.steps):
+            if not self.building and not self.done[step]:
+                continue
             chosen = OPERATIONS[which % len(OPERATIONS)]
-            a, b = pool[-1 - first % min(len(pool), 3)], pool[-1 - second % min(len(pool), 5)]
-            result = chosen(self, step, a, b, number)
-            if result is not None and result.dim() >= 2 and result.shape[0] == len(x) and result[0].numel() <= 4096:
+            places = [len(pool) - 1 - first % min(len(pool), 3), len(pool) - 1 - second % min(len(pool), 5)]
+            before = {*self.layers, *self.numbers}
+            result = chosen(self, step, pool[places[0]], pool[places[1]], number)
+            if self.building:
+                self.done.append(self._fits(result, len(inputs[0])))
+                if not self.done[-1]:
+                    for made in (self.layers, self.numbers):
+                        for key in made.keys() - before:
+                            del made[key]
+            if self.done[step]:
+                unread = {*unread.difference(places), len(pool)}
                 pool.append(result)
-        ends = [end.flatten(1) for end in pool[-2:]]
-        return [self.layer(f"end{i}", lambda end=end: nn.Linear(end.shape[1], 3))(end) for i, end in enumerate(ends)]
+        del self.told
+        ends = {f"end{place}": pool[place].flatten(1) for place in sorted(unread or {0})}
+        read = [self.layer(key, lambda end=end: nn.Linear(end.shape[1], 3))(end) for key, end in ends.items()]
+        return {"ends": read, "told": told}
 
 
 def _dense(m, key, a, rows, **kwargs):

@@ -8,9 +8,9 @@ import torch
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from exclusion_cases import EXPERIENCES, LAYERS, MAKE, equal, of_layer, trained
-from grammar import OPERATIONS, Program
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from random_models import OPERATIONS, Program
 from stripping_streams import FixedHead, Network, Recorder, run
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Private units are private: the deciding property over models of all kinds, and over random ones."""
+"""Private units are private: the deciding property over models of all kinds."""
 
 import dataclasses
 
@@ -8,9 +8,6 @@ import torch
 from cases import AVALANCHE, TORCHVISION, Net, labelled
 from cases_images import IMAGES, SIGNALS
 from cases_vectors import VECTORS
-from grammar import OPERATIONS, Program
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from plasticity import find_units
@@ -25,25 +22,6 @@ def test_private_units_leave_no_trace(case):
     units = find_units(model, batches[0])
     slow_private.check_found(units, case.private, case.watched)
     slow_private.check(model, units, batches, alone=case.alone, training=case.training)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    steps=st.lists(
-        st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 2), st.integers(0, 4), st.integers(0, 23)),
-        min_size=2,
-        max_size=14,
-    ),
-    images=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_random_models(steps, images, seed):
-    torch.manual_seed(seed)
-    x = torch.randn(3, 3, 4, 4) if images else torch.randn(3, 4)
-    model = Program(steps, x)
-    units = find_units(model, x)
-    assume(any(group.private for group in units))
-    slow_private.check(model, units, [(x,)], seed=seed, effect=False)
 
 
 def test_found_in_either_mode():
