@@ -21,7 +21,7 @@ def run(work, *each):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(180)
+        process.join(600)
         if process.is_alive():
             process.kill()
     return [process.exitcode for process in processes]
@@ -111,11 +111,11 @@ def test_a_process_that_is_lost_is_told_of_soon(tmp_path):
     hows = "ends", "does-not-come", "ends-in-a-step"
     run(lost, *((how, tmp_path) for how in hows))
     own = torch.load(tmp_path / "ends-in-a-step.pt")
-    assert "Connection" in own["message"] and own["seconds"] < 30  # PyTorch's
+    assert "Connection" in own["message"] and own["seconds"] < 100  # PyTorch's
     for how in hows[:2]:
         found = torch.load(tmp_path / f"{how}.pt")
         assert found["message"].startswith("another process has ended, or has not come within the time limit: ")
-        assert "\n" not in found["message"] and found["seconds"] < 30
+        assert "\n" not in found["message"] and found["seconds"] < 100
 
 
 def test_one_process_alone_is_left_as_it_is():
