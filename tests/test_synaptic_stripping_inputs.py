@@ -1,4 +1,4 @@
-"""Synaptic stripping where the inputs of a layer cannot be seen."""
+"""Synaptic stripping where the inputs of a layer cannot be seen, or a normaliser hides what it writes."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from torch import nn
 from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.masks import Masks
-from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
+from plasticity.methods.synaptic_stripping import PRESETS, StrippingRule, strip_dead_units
 from plasticity.probe import Probe
 
 
@@ -32,3 +32,24 @@ def test_a_layer_that_is_not_called_is_stripped_by_weight_or_refused_in_words():
     rule = replace(PRESETS["default"], score="signed_weight")
     report = strip_dead_units(model, units, probe, Masks(), rule)
     assert report.counts["dead"] == report.counts["revived"] == 1
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_behind_a_scale_of_0_nothing_is_removed(guard):
+    """Whatever goes, the unit stays dead: its normaliser hides the row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[1].weight[:4] = torch.tensor([0.0, 0.5, -0.5, 0.0])
+        model[1].running_mean[:4] = 50.0 * model[1].weight[:4].sign()
+        model[1].bias.zero_()
+    before = model[0].weight.detach().clone()
+    masks, probe = Masks(), Probe([(torch.rand(64, 6),)])
+    rule = StrippingRule(guard=guard, rounds=3)
+    report = strip_dead_units(model, find_units(model, torch.rand(2, 6)), probe, masks, rule)
+    assert report.counts["dead"] >= 4
+    removed = ~masks.kept(model, "0")
+    assert not removed[[0, 3]].any() and torch.equal(model[0].weight[[0, 3]], before[[0, 3]])
+    assert removed[1].any() and removed[2].any()
+    if guard:
+        assert (before[1][removed[1]] < 0).all() and (before[2][removed[2]] > 0).all()

@@ -307,7 +307,7 @@ def _inputs_of_rows(module: nn.Module, weight: Tensor, rows: Tensor, mean_input:
 
 
 def _sign_behind(model: nn.Module, write: Write, rows: Tensor) -> Tensor:
-    """Return the sign that a normaliser gives a row: a negative scale turns its connections round."""
+    """Return the sign that a normaliser gives a row: a negative scale turns connections round, one of 0 hides them."""
     sign = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
     if write.norm is None or write.norm_rows is None:
         return sign
@@ -318,7 +318,7 @@ def _sign_behind(model: nn.Module, write: Write, rows: Tensor) -> Tensor:
     written = write.rows >= 0
     channel_of_row[write.rows[written]] = write.norm_rows[written]
     channels = channel_of_row.to(rows.device)[rows]
-    return torch.where((channels >= 0) & (scale.detach()[channels.clamp(min=0)] < 0), -1.0, 1.0).to(torch.float64)
+    return torch.where(channels >= 0, scale.detach().sign().to(torch.float64)[channels.clamp(min=0)], sign)
 
 
 def _raise_to_zero(
