@@ -14,12 +14,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import BaseContext
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
 from benchmarks.progress import Progress
 from benchmarks.settings import FORMAT, RunSettings
+from benchmarks.workers import workers
 from plasticity.errors import UserError
 
 CHECKPOINT_MINUTES = 10.0
@@ -54,7 +54,9 @@ def run_all(
         UserError: If a run is impossible, or there is a finished one with other settings in its place.
     """
     todo = [run for run in runs if not _finished(run, out)]
-    workers = _workers(todo) if jobs > 1 and len(todo) > 1 else None
+    processes = None
+    if jobs > 1 and len(todo) > 1:
+        processes = workers(all(run.device == "cpu" for run in todo), max(run.threads for run in todo))
     if todo:
         from benchmarks.training import check
 
@@ -63,12 +65,12 @@ def run_all(
         _prepare(out / run.folder.parent)
     with progress:
         progress.found(len(runs) - len(todo), len(runs))
-        if workers is None:
+        if processes is None:
             for run in todo:
                 report = partial(progress.advance, run)
                 progress.finish(run, run_one(run, out, modules, report, checkpoint_minutes))
         else:
-            _run_parallel(todo, out, jobs, modules, progress, checkpoint_minutes, workers)
+            _run_parallel(todo, out, jobs, modules, progress, checkpoint_minutes, processes)
     return len(todo)
 
 
@@ -227,24 +229,6 @@ def _end_with(parent: Any) -> None:
 
 def _work(run: RunSettings, out: Path, modules: list[str], checkpoint_minutes: float) -> float:
     return run_one(run, out, modules, lambda done: _reports.put((run.folder.as_posix(), done)), checkpoint_minutes)
-
-
-def _workers(todo: list[RunSettings]) -> BaseContext:
-    """Say how processes for runs are to be made.
-
-    Imports take as long as some runs do. So that they are done once, and while this process does its own, a server is
-    started that imports everything and does nothing else, from which the processes are then forked. Not for a GPU,
-    which cannot be used in a fork of a process in which anything has looked for it.
-    """
-    # Pinned here, for the children read it as they start, before anything sets the number of threads.
-    threads = str(max(run.threads for run in todo))
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads))
-    if sys.platform != "linux" or any(run.device != "cpu" for run in todo):
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.training", "benchmarks.resuming.keeping"])
-    ensure_running()
-    return context
 
 
 def _run_parallel(

@@ -55,7 +55,7 @@ def measure(
     if "epoch" in sections:
         yield from epoch.measure(where, rounds, computing=computing)
     if "processes" in sections:
-        yield from processes.measure(max(1, rounds // 10), options=["--device", device, *computing.words()])
+        yield from processes.measure(max(1, rounds // 10), device=device, computing=computing)
     if LONG in sections:
         asked = long_runs.Asked(tuple(strategies) or long_runs.STRATEGIES, experiences or long_runs.EXPERIENCES)
         yield from long_runs.measure(asked, device, threads, computing)
