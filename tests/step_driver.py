@@ -43,20 +43,24 @@ class Steps:
         model: The network, on the CPU.
         shape: Of a sample.
         device: Where to train it.
+        half: Whether activations and gradients are bfloat16 and channels last in memory, as a GPU has them.
 
     Attributes:
         strategy: What plugins are called with.
         units: What `find_units` finds on the CPU.
     """
 
-    def __init__(self, name, model, shape, device="cpu"):
+    def __init__(self, name, model, shape, device="cpu", half=False):
         (strategy,) = parse(name)
         self.shape, example = shape, (torch.randn(4, *shape),)
         if strategy.network is not None:
             model = strategy.network(model, example)
         plugins = strategy.plugins(Context(lambda: model, 0, 1, 6, 2))
         self.units = find_units(model, example)
-        model = model.to(device)
+        self.dtype = torch.bfloat16 if half else torch.float32
+        model = model.to(device, self.dtype)
+        if half:
+            model = model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(model.parameters(), foreach=False)
         if strategy.optimizer is not None:
             optimizer = strategy.optimizer(list(model.parameters()), "adam", 1e-3)
@@ -86,7 +90,9 @@ class Steps:
     def step(self):
         """One step as `Naive` takes it."""
         s = self.strategy
-        s.mb_x = torch.randn(6, *self.shape, device=s.device)
+        s.mb_x = torch.randn(6, *self.shape, device=s.device, dtype=self.dtype)
+        if s.mb_x.dim() == 4 and self.dtype != torch.float32:
+            s.mb_x = s.mb_x.to(memory_format=torch.channels_last)
         s.mb_y = torch.zeros(6, dtype=torch.int64, device=s.device)
         self._all("before_training_iteration")
         s.optimizer.zero_grad()

@@ -193,17 +193,19 @@ def test_two_watches_of_one_model():
     assert torch.equal(outer.statistics()["b"].fired, 3 * inner.statistics()["b"].fired)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, channels last"])
 @pytest.mark.parametrize("name", ["SimpleMLP", "SimpleCNN", "SlimResNet18", "vgg_bn", "resnet basic", "convnext"])
-def test_a_watched_step_does_not_sync(name):
+def test_a_watched_step_does_not_sync(name, half):
     """On the meta device there are no values: whatever asks for one raises."""
     (case,) = [case for case in (*AVALANCHE, *TORCHVISION) if case.name == name]
     model, (example, *_) = case.model(), case.inputs()
     units = find_units(model, example)
-    model.to("meta").train()
+    kind = torch.bfloat16 if half else torch.float32
+    model.to("meta", kind, memory_format=torch.channels_last if half else torch.preserve_format).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with watch(model, units, inputs=True, features=100) as activity:
         for _ in range(2):
-            outputs = model(*(part.to("meta") for part in example))
+            outputs = model(*(part.to("meta", kind) for part in example))
             loss = F.cross_entropy(outputs, torch.zeros(len(outputs), dtype=torch.int64, device="meta"))
             optimizer.zero_grad()
             loss.backward()

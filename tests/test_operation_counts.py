@@ -87,14 +87,15 @@ def test_treatments_take_as_many_operations_for_many_units_as_for_few(name):
     assert 20 < counts[1] < 1.4 * counts[0]
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, channels last"])
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_step_waits_for_the_device(name, build, monkeypatch):
+def test_no_step_waits_for_the_device(name, build, half, monkeypatch):
     """On the device "meta" nothing has a value, so that whatever looks at one raises."""
     if (name, build) == ("crelu", "convolutional"):
         return  # which has no place for it
     make, shape = BUILDS[build]
-    driver = Steps(name, make(), shape, "meta")
+    driver = Steps(name, make(), shape, "meta", half)
     for place in "base", "observing", "demon_pruning":  # where nothing has a value units cannot be found
         monkeypatch.setattr(f"plasticity.plugins.{place}.find_units", lambda *args, **kwargs: driver.units)
     for _ in range(4):
