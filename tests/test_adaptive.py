@@ -336,7 +336,7 @@ def test_a_plugin_restored_between_experiences_goes_on_bit_identically(way):
 def test_a_regression_is_judged_by_its_dead_units_alone():
     plugin = AdaptivePlugin(dead=0.1)
     strategy = naive(FixedHead(), [plugin])
-    strategy._criterion = lambda outputs, labels: (outputs.sum(1) - labels).square().mean()
+    strategy._criterion = lambda outputs, labels: 0.1 * (outputs.sum(1).squeeze(1) - labels).square().mean()
     strategy.model = nn.Sequential(strategy.model, nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))
     for experience in stream().train_stream:
         strategy.train(experience)
