@@ -170,7 +170,19 @@ def _silence(
     else:
         where = outgoing(model, reader, index, marked)
         weight.masked_fill_(where, 0)
+    _forget_gradient(weight, where)
     clean_state(optimizer, weight, where, moments, OUTGOING_SHARE)
+
+
+def _forget_gradient(parameter: Tensor, where: Tensor | Slices) -> None:
+    """Set gradients to 0 that are of the values before: where several are added up, an update is still to come."""
+    gradient = parameter.grad
+    if gradient is None:
+        return
+    if isinstance(where, Slices):
+        where.fill(gradient, 0.0)
+    else:
+        gradient.masked_fill_(where, 0)
 
 
 def _rows_of(rows: Tensor, index: Tensor, marked: Tensor | None, device: torch.device) -> Slices:
@@ -203,6 +215,7 @@ def _renew_rows(
     for name, values in _fresh(module, write.layer, rows, generator, initial).items():
         parameter = _own(module, write.layer, name)
         rows.fill(parameter, values)
+        _forget_gradient(parameter, rows)
         clean_state(optimizer, parameter, rows, moments)
     if write.norm is None or write.norm_rows is None:
         return
@@ -215,6 +228,7 @@ def _renew_rows(
             first = initial.get(f"{write.norm}.{name}")
             known = first is not None and first.shape == tensor.shape
             channels.fill(tensor, channels.read(first.to(tensor)) if known and first is not None else value)
+            _forget_gradient(tensor, channels)
             clean_state(optimizer, tensor, channels, moments)
 
 
