@@ -6,12 +6,13 @@ python := .venv/bin/python
 demo := results/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint clean
+.PHONY: help .venv demo test nightly lint clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    set up, run the permuted-digits comparison (no download of data), write its report"
 	@echo "make test    set up, then every check: ruff, mypy, pytest"
+	@echo "make nightly set up, then more than 1,000 random models and 10,000 random configurations (a quarter of an hour)"
 	@echo "make lint    set up, then ruff and mypy only"
 	@echo "make .venv   set up only: .venv with the versions in constraints.txt"
 	@echo "make clean   remove caches and built files; .venv and results/ stay"
@@ -43,6 +44,11 @@ lint: .venv
 
 test: lint
 	@echo "pytest" && $(python) -m pytest -n auto --maxprocesses=4
+
+# Other cases every time; `make nightly SEED=7` draws the same again.
+nightly: .venv
+	@PLASTICITY_TESTS=nightly OMP_NUM_THREADS=1 $(python) -m pytest -n auto --maxprocesses=4 --durations=10 \
+		$(if $(SEED),--hypothesis-seed=$(SEED)) tests/test_random_models.py tests/test_random_configurations.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,7 +51,11 @@ def plugin(name: str, **defaults: Any) -> MakePlugins:
         if "groups" in options:
             raise UserError("groups cannot be declared in the name of a strategy; make the plugin in Python")
         kind = getattr(plasticity.plugins, name)
-        seed = {"seed": context.seed} if "seed" in inspect.signature(kind).parameters else {}
+        parameters = inspect.signature(kind).parameters
+        seed = {"seed": context.seed} if "seed" in parameters else {}
+        unknown = sorted(set(options) - set(parameters))
+        if unknown and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            raise UserError(f"{name} has no argument {unknown[0]!r}; there are: {', '.join(parameters)}")
         return [kind(**{**defaults, **seed, **options})]
 
     return make
