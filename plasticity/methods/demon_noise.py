@@ -7,12 +7,13 @@ arXiv 2403.07688, and its official code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.groups import UnitGroup, layer, unwrap
+from plasticity.methods.watching import MagnitudeActivity
 
 Gate = Literal["units", "gradients", "none"]
 
@@ -106,3 +107,52 @@ class AsymmetricNoise:
                 if owner is not None:
                     noise.mul_(rows[owner].view(-1, *[1] * (parameter.dim() - 1)))
                 parameter.add_(noise, alpha=std)
+
+
+def live_units(activity: MagnitudeActivity) -> dict[str, Tensor]:
+    """Return which units fired in the latest passes, (size,) bool by group name; all of a group that was not run."""
+    live: dict[str, Tensor] = {}
+    for group in activity.units:
+        seen = activity.latest.get(group.name)
+        if seen is not None:
+            live[group.name] = seen.values != 0
+        else:  # no sample has reached it
+            device = next(activity.model.parameters()).device
+            live[group.name] = torch.ones(group.size, dtype=torch.bool, device=device)
+    return live
+
+
+class NoiseGenerators:
+    """Where noise is drawn from: a random generator for each device, made when it is first needed.
+
+    Args:
+        seed: Of each.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._states: dict[str, Tensor] = {}
+        self._made: dict[torch.device, torch.Generator] = {}
+
+    def of(self, model: nn.Module) -> dict[torch.device, torch.Generator]:
+        """Return a generator for each device that holds parameters of a model."""
+        if not self._made:
+            for device in {parameter.device for parameter in model.parameters()}:
+                if device.type == "meta":  # has no values to draw
+                    continue
+                generator = torch.Generator(device).manual_seed(self._seed)
+                if str(device) in self._states:
+                    generator.set_state(self._states[str(device)])
+                self._made[device] = generator
+        return self._made
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state of each generator by its device."""
+        return {**self._states, **{str(device): generator.get_state() for device, generator in self._made.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned."""
+        self._states, self._made = {name: value.clone() for name, value in state.items()}, {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_seed": self._seed, "_states": self.state_dict(), "_made": {}}

@@ -19,7 +19,7 @@ from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.masks import Masks
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
-from plasticity.methods.demon_noise import AsymmetricNoise
+from plasticity.methods.demon_noise import AsymmetricNoise, NoiseGenerators, live_units
 from plasticity.methods.demon_pruning import (
     PRESETS,
     Mode,
@@ -117,12 +117,10 @@ class DemonPruningPlugin(TreatmentPlugin):
         self.rule = choose_rule(self, PRESETS, preset, rule)
         self.total_steps = total_steps
         self.pruned = PrunedUnits()
-        self._seed = seed
         self._labels = RecentInputs(probe_samples)
         self._step = 0
         self._steps = total_steps
-        self._noise_states: dict[str, Tensor] = {}
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._generators = NoiseGenerators(seed)
         self._observer = ForwardObserver(partial(MagnitudeActivity, private=False), self.groups)
         self._done: Pruning | None = None
         self._model: weakref.ref[nn.Module] | None = None
@@ -217,7 +215,7 @@ class DemonPruningPlugin(TreatmentPlugin):
             self._observer.require_pass(strategy)
             if self._observer.activity is not None:
                 self._observer.activity.put_together(len(strategy.mb_x), group_of(strategy.model))
-            self._noise.add(self._live(), std, self._draw_from(strategy.model))
+            self._noise.add(self._live(), std, self._generators.of(strategy.model))
             for removed in removed_by(strategy):  # by others: the noise may have hit it
                 if removed is not self.pruned:
                     removed.apply(strategy.model)
@@ -300,34 +298,11 @@ class DemonPruningPlugin(TreatmentPlugin):
         activity = self._observer.activity
         if activity is None:
             return {}
-        live: dict[str, Tensor] = {}
-        for group in activity.units:
-            seen = activity.latest.get(group.name)
-            if seen is not None:
-                live[group.name] = seen.values != 0
-            else:  # no sample has reached it
-                device = next(activity.model.parameters()).device
-                live[group.name] = torch.ones(group.size, dtype=torch.bool, device=device)
+        live = live_units(activity)
         activity.clear()
         return live
 
-    def _draw_from(self, model: nn.Module) -> dict[torch.device, torch.Generator]:
-        """Return a generator for each device that holds parameters."""
-        if not self._generators:
-            for device in {parameter.device for parameter in model.parameters()}:
-                if device.type == "meta":  # has no values to draw
-                    continue
-                generator = torch.Generator(device).manual_seed(self._seed)
-                if str(device) in self._noise_states:
-                    generator.set_state(self._noise_states[str(device)])
-                self._generators[device] = generator
-        return self._generators
-
     # --- state -------------------------------------------------------------------------------------------------
-
-    def _save_noise(self) -> dict[str, Tensor]:
-        drawn = {str(device): generator.get_state() for device, generator in self._generators.items()}
-        return {**self._noise_states, **drawn}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the plugin's state, with the pruned units and the place on the schedule."""
@@ -336,7 +311,7 @@ class DemonPruningPlugin(TreatmentPlugin):
             "pruned": self.pruned.state_dict(),
             "step": self._step,
             "steps": self._steps,
-            "noise": self._save_noise(),
+            "noise": self._generators.state_dict(),
             "labels": [batch[0].clone() for batch in self._labels.batches()],
         }
 
@@ -346,8 +321,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         self.pruned.load_state_dict(state["pruned"])
         self._step = int(state["step"])
         self._steps = None if state["steps"] is None else int(state["steps"])
-        self._noise_states = {name: value.clone() for name, value in state["noise"].items()}
-        self._generators = {}
+        self._generators.load_state_dict(state["noise"])
         self._labels = RecentInputs(self._recent.limit)
         for labels in state["labels"]:
             self._labels.add((labels,))
@@ -360,9 +334,8 @@ class DemonPruningPlugin(TreatmentPlugin):
             "_noise": None,
             "_bound": None,
             "_model": None,
-            "_generators": {},
         }
-        return {**super().__getstate__(), **dropped, "_noise_states": self._save_noise()}
+        return {**super().__getstate__(), **dropped}
 
 
 def _steps(strategy: Any) -> int:
