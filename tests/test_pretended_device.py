@@ -1,0 +1,109 @@
+"""Whole runs of every strategy on a device that refuses what a GPU refuses: nothing is mixed, all is decided alike.
+
+The device computes on the CPU (see `pretended_device`), so that networks end as they do there, bit for bit, unless a
+method has random numbers of its own on every device.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+from pretended_device import DEVICE, OnDevice, WrongDeviceError, pretended
+from strategy_runs import COUNTS, acting, with_dead_units
+from test_every_benchmark import few_images
+from torch import nn
+
+from benchmarks import training
+from benchmarks.models import MODELS, mlp
+from benchmarks.settings import resolve
+from strategies import STRATEGIES
+
+OWN_NUMBERS = {"shrink-perturb-step", "demon-pruning", "upgd"}
+"""They draw from a generator of the device, so that their noise is another one."""
+LEFT_OUT = {
+    "crelu": "it works out its widths on the device that is used for this",
+    "demon-pruning-shrink": "parameters of a subclass of tensors cannot become smaller",
+}
+
+
+def test_tensors_there_have_values_and_may_not_be_mixed_with_others():
+    x = torch.randn(3, 4)
+    with pretended() as asked:
+        there = x.to(DEVICE)
+        assert isinstance(there, OnDevice) and there.device == DEVICE
+        assert torch.equal((there @ there.T).cpu(), x @ x.T) and float(there.sum()) == float(x.sum())
+        assert asked["_to_copy.default"] == 1 and asked["_local_scalar_dense.default"] == 1
+        for mixed in (
+            lambda: there + x,
+            lambda: there[:, 0] + x[:, 0],
+            lambda: x[there[:, 0].argsort()],
+            lambda: there.index_select(0, torch.tensor([1])),
+            lambda: x.add_(there),
+            lambda: torch.cat([there, x]),
+            lambda: torch.where(there > 0, there, x),
+            lambda: nn.Linear(4, 2)(there),
+        ):
+            with pytest.raises(WrongDeviceError):
+                mixed()
+        # What a GPU allows, too:
+        assert torch.equal((there * torch.tensor(2.0)).cpu(), x * 2)
+        assert torch.equal(there[torch.tensor([2, 0])].cpu(), x[[2, 0]])
+        there[1] = 0
+        x[0] = there[1]
+        assert not x[0].any() and torch.zeros(2, device=DEVICE).tolist() == [0, 0]
+
+
+def test_networks_train_there_as_on_the_cpu():
+    trained = []
+    for device in ("cpu", DEVICE):
+        with pretended():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+            model.to(device)
+            assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
+            optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+            for _ in range(3):
+                optimizer.zero_grad()
+                inputs, labels = torch.randn(5, 2, 6, 6).to(device), torch.arange(5).to(device) % 4
+                nn.functional.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+            trained.append([parameter.detach().cpu() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a strategy shortly on a device; returns what its network, its reports and its measures are at the end."""
+    monkeypatch.setattr("benchmarks.streams.builders.load", few_images)
+    network = lambda *shape: with_dead_units(mlp((8, 8), *shape))  # noqa: E731
+    monkeypatch.setitem(MODELS, "small", network)
+    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}  # PyTorch has no fused ones for the device
+    plain = {
+        name: lambda p, fused, make=make, **asked: make(p, foreach=False, **asked) for name, make in optimizers.items()
+    }
+    monkeypatch.setattr(training, "_OPTIMIZERS", plain)
+
+    def run(name, device):
+        settings = resolve(
+            "permuted-digits", name, 0, device=device, model="small", experiences=2, epochs=1, batch_size=8
+        )
+        with training._Run(settings, tmp_path / "metrics.jsonl") as found:
+            result = found.complete(lambda done: None, None)
+            weights = {name: p.detach().cpu() for name, p in found.strategy.model.named_parameters()}
+        return weights, result
+
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in LEFT_OUT])
+def test_every_strategy_decides_there_as_on_the_cpu(name, run):
+    expected, result = run(acting(name), "cpu")
+    with pretended():
+        found, there = run(acting(name), "meta")
+    same = partial(all, [torch.equal(expected[key], found[key]) for key in expected])
+    assert list(found) == list(expected) and same() != (name in OWN_NUMBERS)
+    if name not in OWN_NUMBERS:
+        told = [[(entry["units"], entry.get("samples")) for entry in each["treatments"]] for each in (result, there)]
+        assert told[0] == told[1] and bool(told[0]) == (name in COUNTS)
+        dead = [[each["dead_fraction"] for each in one["units"]] for one in (result, there)]
+        assert dead[0] == pytest.approx(dead[1]) and there["accuracy_matrix"] == result["accuracy_matrix"]
