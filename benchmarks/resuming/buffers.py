@@ -55,9 +55,20 @@ class BufferIndex:
             return {**state, "places": self._places_of(buffer.buffer, experiences), "weights": buffer._buffer_weights}
         if type(buffer) not in _SIMPLE:
             raise UnknownBufferError(f"it stores samples in a {type(buffer).__name__}")
-        groups = {key: self.state_of(group, experiences) for key, group in buffer.buffer_groups.items()}
-        simple = {name: getattr(buffer, name) for name in _SIMPLE[type(buffer)]}
-        return {**state, "groups": groups, **{name: _listed(value) for name, value in simple.items()}}
+        groups = list(buffer.buffer_groups.values())
+        other = next((group for group in groups if type(group) is not ReservoirSamplingBuffer), None)
+        if other is not None:
+            raise UnknownBufferError(f"it stores samples in a {type(other).__name__}")
+        return {
+            **state,
+            **{name: _listed(getattr(buffer, name)) for name in _SIMPLE[type(buffer)]},
+            # All groups together: there may be one for each experience.
+            "groups": list(buffer.buffer_groups),
+            "max_sizes": [group.max_size for group in groups],
+            "counts": [len(group.buffer) for group in groups],
+            "places": self._places_of(buffer.buffer, experiences),
+            "weights": torch.cat([torch.zeros(0), *(group._buffer_weights for group in groups)]),
+        }
 
     def load(self, buffer: Any, state: dict[str, Any]) -> None:
         """Fill a storage policy with what `state_of` returned."""
@@ -68,9 +79,10 @@ class BufferIndex:
             self._know(buffer.buffer, state["places"])
             return
         buffer.buffer_groups = {}
-        for key, part in state["groups"].items():
-            buffer.buffer_groups[key] = ReservoirSamplingBuffer(int(part["max_size"]))
-            self.load(buffer.buffer_groups[key], part)
+        parts = zip(*(state[name].split(state["counts"]) for name in ("places", "weights")), strict=True)
+        for key, size, (places, weights) in zip(state["groups"], state["max_sizes"], parts, strict=True):
+            buffer.buffer_groups[key] = ReservoirSamplingBuffer(int(size))
+            self.load(buffer.buffer_groups[key], {"max_size": size, "places": places, "weights": weights})
         for name in _SIMPLE[type(buffer)]:
             value = state[name]
             setattr(buffer, name, set(value) if isinstance(value, list) else value)

@@ -1,7 +1,8 @@
-"""Measures of plasticity as Avalanche metrics, and a logger that writes every metric to a file."""
+"""Measures of plasticity as Avalanche metrics, and loggers that write every metric, and what plugins report."""
 
+from plasticity.metrics.histories import HistoryLogger
 from plasticity.metrics.json_lines import JSONLinesLogger
 from plasticity.metrics.plugin import PlasticityMetrics, plasticity_metrics
 from plasticity.metrics.results import learning_accuracies
 
-__all__ = ["JSONLinesLogger", "PlasticityMetrics", "learning_accuracies", "plasticity_metrics"]
+__all__ = ["HistoryLogger", "JSONLinesLogger", "PlasticityMetrics", "learning_accuracies", "plasticity_metrics"]

@@ -101,6 +101,15 @@ class JSONLinesLogger(BaseLogger):
             warnings.warn(f"{name} is of type {kind}, which JSON cannot hold: such values are left out", stacklevel=2)
 
 
+def as_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: plain, with null in place of numbers that are not finite.
+
+    Raises:
+        TypeError: If it cannot.
+    """
+    return _finite(_plain(value))
+
+
 def _plain(value: Any) -> Any:
     """Turn a value into numbers, text, lists and dictionaries; a TypeError carries the name of another type."""
     if value is None or isinstance(value, str):
