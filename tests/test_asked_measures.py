@@ -7,15 +7,14 @@ import pytest
 import torch
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from plain_runs import plain_run
 from torch import nn
 
 from benchmarks import asked_measures, training
 from benchmarks.asked_measures import curvature
 from benchmarks.cli import main
-from benchmarks.models import build_model
 from benchmarks.observing import Stopwatch
 from benchmarks.settings import resolve
-from benchmarks.streams import get_benchmark, stream_shape
 from benchmarks.training import train
 from plasticity.errors import UserError
 from plasticity.probe import Probe
@@ -44,19 +43,8 @@ class Slow(SupervisedPlugin):
 
 def slow_sample_plasticity(settings):
     """Mean over the steps of each experience."""
-    stream = get_benchmark(settings.benchmark).build(settings.stream)
-    training._seed(settings.seed)
-    model = build_model(settings.model, *stream_shape(stream, settings.stream))
     slow = Slow()
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=settings.batch_size,
-        train_epochs=settings.epochs,
-        evaluator=EvaluationPlugin(loggers=[]),
-        plugins=[slow],
-    )
+    stream, strategy = plain_run(settings, [slow])
     found = []
     for experience in stream.train_stream:
         strategy.train(experience)

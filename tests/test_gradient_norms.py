@@ -4,14 +4,13 @@ import pytest
 import torch
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from plain_runs import plain_run
 from torch import nn
 
-from benchmarks import gradient_norms, training
+from benchmarks import gradient_norms
 from benchmarks.gradient_norms import GradientNormPlugin
-from benchmarks.models import build_model
 from benchmarks.observing import Stopwatch
 from benchmarks.settings import resolve
-from benchmarks.streams import get_benchmark, stream_shape
 from benchmarks.training import train
 from plasticity import measures
 
@@ -31,24 +30,14 @@ class Slow(SupervisedPlugin):
 def test_norms_and_weights_of_a_run_equal_a_loop(tmp_path):
     settings = resolve("permuted-digits", "naive", 0, experiences=2, epochs=1)
     found = train(settings, tmp_path / "metrics.jsonl")
-    stream = get_benchmark("permuted-digits").build(settings.stream)
-    training._seed(0)
-    model = build_model(settings.model, *stream_shape(stream, settings.stream))
     slow = Slow()
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=settings.batch_size,
-        evaluator=EvaluationPlugin(loggers=[]),
-        plugins=[slow],
-    )
+    stream, strategy = plain_run(settings, [slow])
     for entry, experience in zip(found["units"], stream.train_stream, strict=True):
         slow.norms = []
         strategy.train(experience)
         chosen = slow.norms[:: gradient_norms.EVERY]
         assert len(chosen) > 3 and entry["gradient_norm"] == pytest.approx(sum(chosen) / len(chosen), rel=1e-4)
-        assert entry["weight_magnitude"] == pytest.approx(float(measures.weight_magnitude(model)))
+        assert entry["weight_magnitude"] == pytest.approx(float(measures.weight_magnitude(strategy.model)))
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert "GradientNorm_Exp/eval_phase/train_stream/Exp001" in lines and "WeightMagnitude_Exp" in lines
 

@@ -5,15 +5,13 @@ import math
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
+from plain_runs import plain_run
 from torch import nn
 
 from benchmarks import judging, training
 from benchmarks.evaluating import ExperienceTensors
-from benchmarks.models import build_model
 from benchmarks.settings import resolve
-from benchmarks.streams import get_benchmark, stream_shape
 from benchmarks.training import train
 from strategies import Context, build_plugins
 
@@ -25,19 +23,8 @@ def result(strategy, tmp_path, benchmark="permuted-digits", **settings):
 
 def slow_accuracies(run):
     """Naive by hand: Avalanche's accuracy on everything, before, between and after, and on each mini-batch."""
-    stream = get_benchmark(run.benchmark).build(run.stream)
-    shape = stream_shape(stream, run.stream)
-    training._seed(run.seed)
-    model = build_model(run.model, *shape)
     metrics = EvaluationPlugin(accuracy_metrics(experience=True, minibatch=True), loggers=[])
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=run.learning_rate, fused=True),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=run.batch_size,
-        train_epochs=run.epochs,
-        evaluator=metrics,
-    )
+    stream, strategy = plain_run(run, evaluator=metrics)
 
     def accuracies():
         with torch.random.fork_rng():  # loaders draw random numbers
