@@ -39,8 +39,7 @@ class Activity:
         every: int = 1,
     ) -> None:
         check_every(every)
-        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
-            raise UserError("the replicas of DataParallel cannot be watched; use one device or DistributedDataParallel")
+        refuse_replicas(model)
         self.model = unwrap(model)
         self.units = units if isinstance(units, UnitGroups) else UnitGroups(units)
         writers = {write.layer for group in self.units for write in group.writes}
@@ -249,6 +248,16 @@ class _OutputHook(WatchingHook):
                 kind = type(output).__name__
                 raise UserError(f"group '{sums.group.name}': '{self._name}' returns a {kind}, no tensor")
             activity._seen(sums, output)
+
+
+def refuse_replicas(model: nn.Module) -> None:
+    """Refuse a network that runs on several devices at once, as other objects.
+
+    Raises:
+        UserError: If it is one.
+    """
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise UserError("the replicas of DataParallel cannot be watched; use one device or DistributedDataParallel")
 
 
 def check_every(every: int) -> None:

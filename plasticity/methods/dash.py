@@ -92,7 +92,8 @@ def shrink_by_direction(
     with torch.no_grad():
         for entry in entries:
             weight, wanted = _vectors(entry, entry.parameter), _vectors(entry, direction[entry.name])
-            factor = F.cosine_similarity(weight, wanted, dim=-1).clamp(threshold, 1)
+            wide = torch.promote_types(weight.dtype, torch.float32)  # in half precision short vectors have no length
+            factor = F.cosine_similarity(weight.to(wide), wanted.to(wide), dim=-1).clamp(threshold, 1)
             entry.parameter.mul_(factor.view(*factor.shape, *[1] * (entry.parameter.dim() - factor.dim())))
     return entries
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plasticity.methods.parameters import lengths
+
 
 def project(weights: Sequence[Tensor], squared_norms: Sequence[Tensor]) -> None:
     """Scale weights to given norms, in place; a weight of zeros stays.
@@ -28,7 +30,7 @@ def project(weights: Sequence[Tensor], squared_norms: Sequence[Tensor]) -> None:
     if not values:
         return
     with torch.no_grad():
-        norms = torch._foreach_norm(values)
+        norms = lengths(values)
         torch._foreach_clamp_min_(norms, 1e-30)
         factors = torch._foreach_sqrt(list(squared_norms))
         torch._foreach_div_(factors, norms)
@@ -54,13 +56,15 @@ def grown_norm(known: tuple[Tensor, torch.Size] | None, weight: Tensor) -> Tenso
         shrunk, the squares of it all.
     """
     values = weight.detach()
-    total: Tensor = torch.linalg.vector_norm(values).square()
+    wide = torch.promote_types(values.dtype, torch.float32)
+    total: Tensor = torch.linalg.vector_norm(values, dtype=wide).square()
     if known is None or len(known[1]) != values.dim():
         return total
-    squares, shape = known[0].to(values), known[1]
+    squares, shape = known[0].to(total), known[1]
     if any(old > new for old, new in zip(shape, values.shape, strict=True)):
         return total
     if shape == values.shape:
         return squares
-    old_block = torch.linalg.vector_norm(values[tuple(slice(length) for length in shape)]).square()
+    old = values[tuple(slice(length) for length in shape)]
+    old_block = torch.linalg.vector_norm(old, dtype=wide).square()
     return squares + torch.clamp(total - old_block, min=0)

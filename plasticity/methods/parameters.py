@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -192,10 +192,18 @@ def grown(before: Tensor | None, now: Tensor) -> Tensor:
     return values
 
 
+def lengths(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the Euclidean norm of each tensor, 0-dim; float32 of those in half precision, in which it may overflow."""
+    if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors):
+        return list(torch._foreach_norm(list(tensors)))
+    wide = [torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors]
+    return [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(tensors, wide, strict=True)]
+
+
 def total_norm(tensors: Collection[Tensor]) -> Tensor:
     """Return the Euclidean norm of tensors taken as one vector, 0-dim; 0 where there are none."""
     if not tensors:
         return torch.zeros(())
-    norms = torch._foreach_norm(list(tensors))
+    norms = lengths(list(tensors))
     total: Tensor = torch.stack([norm.to(working_type(norm.device)) for norm in norms]).norm()
     return total

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.activity import Activity, check_every
+from plasticity.activity import Activity, check_every, refuse_replicas
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.plugins.inputs import model_inputs
@@ -44,11 +44,12 @@ class Follower(Generic[Made]):
             strategy: The strategy, about to run its model on the present mini-batch.
 
         Raises:
-            TraceError: If the units of the model cannot be found.
+            UserError: If the units of the model cannot be found or watched.
         """
         model = unwrap(strategy.model)
         if self._made is not None and model is self._model and self._parts is not None and self._parts.same():
             return self._made
+        refuse_replicas(strategy.model)
         self.before_following()
         structure = structure_of(model)
         if self._made is None or self._model is not model or self._structure != structure:
