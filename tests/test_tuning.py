@@ -61,7 +61,7 @@ def test_options_reach_the_network_and_the_optimizer():
         ("redo:tau=high", "tau must lie in"),
         ("crelu:width=1", "crelu has no option 'width'; it has none"),
         ("leaky-relu:slop=1", "has no option 'slop'; there are: slope"),
-        ("l2:strenght=1", "unexpected keyword argument 'strenght'"),
+        ("l2:strenght=1", "has no argument 'strenght'"),
         ("redo:tau=1+redo", "names 'redo' twice"),
     ],
 )
