@@ -2,10 +2,12 @@
 
 import sys
 
+from benchmarks.importing import import_uncollected
 from benchmarks.workers import prepare
 
 if __name__ == "__main__":
     prepare(sys.argv[1:])
-    from benchmarks.cli import main  # after that, for it takes seconds
+    import_uncollected("benchmarks.cli")
+    from benchmarks.cli import main
 
     sys.exit(main())

@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.importing import RUNNING, import_uncollected
 from benchmarks.progress import Progress
 from benchmarks.settings import FORMAT, RunSettings
 from benchmarks.workers import workers
@@ -58,6 +59,7 @@ def run_all(
     if jobs > 1 and len(todo) > 1:
         processes = workers(all(run.device == "cpu" for run in todo), max(run.threads for run in todo))
     if todo:
+        import_uncollected(*RUNNING)
         from benchmarks.training import check
 
         check(todo)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 from multiprocessing.forkserver import ensure_running
 
-PRELOADED = ["benchmarks.training", "benchmarks.resuming.keeping"]
 _COMMANDS = ("run", "tune", "study")
 
 
@@ -28,7 +27,7 @@ def workers(on_cpu: bool, threads: int) -> BaseContext:
     if sys.platform != "linux" or not on_cpu:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["benchmarks.preloaded"])
     ensure_running()
     return context
 

@@ -41,6 +41,30 @@ def test_nothing_slow_is_imported_before():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+IMPORTS = """
+import gc, sys
+from benchmarks.importing import import_uncollected
+gc.disable()
+import_uncollected("json.tool")
+assert not gc.isenabled()
+gc.enable()
+collected = []
+gc.callbacks.append(lambda phase, info: collected.append(phase))
+import_uncollected("benchmarks.data", "sklearn.datasets")
+assert not collected and "sklearn.datasets" in sys.modules and gc.isenabled()
+try:
+    import_uncollected("no_such_module")
+except ImportError:
+    assert gc.isenabled()
+else:
+    raise AssertionError
+"""
+
+
+def test_no_garbage_is_looked_for_while_modules_are_imported():
+    assert subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("on_cpu, kind", [(True, "forkserver"), (False, "spawn")])
 def test_processes_for_a_gpu_are_not_forked(on_cpu, kind, monkeypatch):
     monkeypatch.setattr(workers, "ensure_running", lambda: None)
