@@ -2,7 +2,9 @@
 
 Within `pretended()` everything on the device "meta" has values: they are computed on the CPU, by the same kernels and
 the same random numbers. What a GPU would refuse raises `WrongDeviceError`: operations on tensors of both devices, but
-for those that PyTorch allows. Looks of the host at the device (`item`, `nonzero`, copies) are counted.
+for those that PyTorch allows. Where the host would wait for the device (`item`, `nonzero`, copies in either direction,
+indices that are masks, or that lie on the CPU) is counted; `torch.tensor(..., device=DEVICE)`, which waits too, cannot
+be followed, and fails.
 """
 
 from collections import Counter
@@ -18,7 +20,16 @@ _aten = torch.ops.aten
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten.lift_fresh.default, _aten._copy_from.default}
 # Their indices, the second argument, may lie on the CPU if what is indexed does not.
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
-_ASKING = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.equal.default}
+_ASKING = {
+    _aten._local_scalar_dense.default,
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.equal.default,
+    _aten.bincount.default,
+    _aten._unique2.default,
+    _aten.unique_dim.default,
+    _aten.repeat_interleave.Tensor,
+}
 
 
 class WrongDeviceError(RuntimeError):
@@ -90,8 +101,13 @@ def _run(func, args, kwargs, asked):
             raise WrongDeviceError(f"{func}: tensors on both devices, {[tuple(leaf.shape) for leaf in wrong or here]}")
     if there and (func in _ASKING or (target is not None and target != DEVICE)):
         asked[func.__name__] += 1
-    if func is _aten.copy_.default and here and args[0] is here[0] and there:
-        asked["copy to the host"] += 1
+    if func is _aten.copy_.default and here and there:
+        waits = args[0] is here[0] or not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        asked["copy_"] += waits
+    if func is _aten._to_copy.default and here and target == DEVICE:
+        asked["copy to the device"] += not kwargs.get("non_blocking", False)
+    if func in _INDEXING and there:
+        asked["index"] += any(_copied_or_counted(func, args, each) for each in tree_flatten(args[1])[0])
     outputs_there = target == DEVICE if target is not None else bool(there)
     if func is _aten.copy_.default or func is _aten._to_copy.default and target is None:
         outputs_there = isinstance(args[0], OnDevice)
@@ -110,6 +126,14 @@ def _run(func, args, kwargs, asked):
         return given.get(id(result)) if id(result) in given else OnDevice(result)
 
     return tree_map(back, results)
+
+
+def _copied_or_counted(func, args, index):
+    """Whether an index has to be brought to the device, or is a mask whose entries have to be counted."""
+    if not isinstance(index, Tensor):
+        return False
+    filled = func is not _aten.index.Tensor and args[2].numel() == 1  # by one value, for which none are counted
+    return not isinstance(index, OnDevice) or (index.dtype in (torch.bool, torch.uint8) and not filled)
 
 
 @contextmanager

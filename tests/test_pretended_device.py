@@ -9,8 +9,10 @@ from functools import partial
 import pytest
 import torch
 from pretended_device import DEVICE, OnDevice, WrongDeviceError, pretended
+from step_driver import Steps
 from strategy_runs import COUNTS, acting, with_dead_units
 from test_every_benchmark import few_images
+from test_operation_counts import BUILDS, NAMES
 from torch import nn
 
 from benchmarks import training
@@ -51,6 +53,51 @@ def test_tensors_there_have_values_and_may_not_be_mixed_with_others():
         there[1] = 0
         x[0] = there[1]
         assert not x[0].any() and torch.zeros(2, device=DEVICE).tolist() == [0, 0]
+
+
+def test_where_the_host_waits_is_counted():
+    x = torch.arange(12.0).reshape(3, 4)
+    with pretended() as asked:
+        there = x.to(DEVICE)
+        mask, place = there > 5, torch.tensor([2, 0])
+        asked.clear()
+        there[mask] = 0.0
+        there.masked_fill_(mask, 1.0)
+        there[mask.any(1).to(torch.int64)] += there.mean()
+        there.to(DEVICE, torch.float64).copy_(there)
+        place.to(DEVICE, non_blocking=True)
+        assert not +asked
+        waiting = (
+            lambda: there[mask],
+            lambda: there[place],
+            lambda: place.to(DEVICE),
+            lambda: there.copy_(x),
+            lambda: there.sum().item(),
+            lambda: bool(mask.any()),
+            lambda: mask.nonzero(),
+            lambda: there.cpu(),
+            lambda: there[0].tolist(),
+        )
+        for number, wait in enumerate(waiting, start=1):
+            wait()
+            assert asked.total() == number
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_there(name, build):
+    """Not for a copy to the device either, which the device "meta" does not show."""
+    if (name, build) == ("crelu", "convolutional"):
+        return  # which has no place for it
+    make, shape = BUILDS[build]
+    with pretended() as asked:
+        driver = Steps(name, make(), shape, "meta")
+        for _ in range(3):
+            driver.step()
+        asked.clear()
+        for _ in range(4):
+            driver.step()
+    assert not +asked
 
 
 def test_networks_train_there_as_on_the_cpu():
