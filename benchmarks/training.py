@@ -1,7 +1,8 @@
 """One run: train a strategy on a stream, and measure it after every experience."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,9 @@ class _Run:
     def _learn(self, experience: Any, keeping: Keeping | None) -> None:
         online = self.benchmark.online
         shown = mini_experiences(experience, online, self.settings.seed) if online else [experience]
-        with self.stopwatch.running():
+        if not len(experience.dataset):
+            raise UserError(f"experience {int(experience.current_experience)} of the stream has no training samples")
+        with self.stopwatch.running(), _answering():
             self.strategy.train(shown if keeping is None else keeping.parts_of(shown), eval_streams=[])
 
     def _measure(self, index: int) -> str | None:
@@ -257,6 +260,20 @@ class _Run:
             "process_seconds": self.stopwatch.process_seconds,
         }
         return {**result, "measures": result_measures(result, self.fresh)}
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Answer in words what PyTorch says of a mini-batch of one sample before a batch normaliser."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a mini-batch has one sample, for which the model's batch normalisation has no statistics; "
+            "choose a --batch-size that leaves no rest of 1"
+        ) from error
 
 
 def _transferable(stream: Any, heads: bool) -> list[bool]:

@@ -105,8 +105,8 @@ class UnitGroup:
     at: str | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UserError(f"group '{self.name}': size must be at least 1, not {self.size}")
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise UserError(f"group '{self.name}': size must be at least 1, not {self.size!r}")
         if self.site is None and self.at is None:
             raise UserError(f"group '{self.name}': say which module's output are its activations, with at=\"...\"")
         producers = tuple(self.producers) or (self.name,)
@@ -146,6 +146,8 @@ class UnitGroup:
 def _consumer(name: str, size: int, entry: Consumer | tuple[str, int]) -> Consumer:
     if isinstance(entry, Consumer):
         return entry
+    if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[1], int):
+        raise UserError(f"group '{name}': a consumer is written (layer, columns per unit), not {entry!r}")
     layer, columns_per_unit = entry
     if columns_per_unit < 1:
         raise UserError(f"group '{name}': '{layer}' must read each unit through at least one column")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.parameters import grown
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
@@ -120,6 +122,9 @@ class Tortoise:
     def averaged(self, model: nn.Module) -> dict[str, Tensor]:
         """Return what of a network is averaged: its own tensors, by name."""
         network = unwrap(model)
+        for name, parameter in network.named_parameters():
+            if is_lazy(parameter):
+                raise UserError(f"parameter '{name}' has no values yet; run the model once before")
         spared: frozenset[Tensor] = frozenset() if self._spared is None else self._spared(model)
         found = {name: each.detach() for name, each in network.named_parameters() if each not in spared}
         buffers = {name: buffer for name, buffer in network.named_buffers() if buffer not in spared}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from plasticity.activity import check_every
 from plasticity.errors import UserError
 from plasticity.metrics.measured import IN_TRAINING, MEASURES, Needs
+from plasticity.values import check_flag, shown
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Settings:
         if not self.measures:
             raise UserError(f"name at least one measure; there are: {', '.join(MEASURES)}")
         for name, value in {"tau": self.tau, "over_active_bound": self.over_active_bound}.items():
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} must be between 0 and 1, not {value}")
-        if self.features < 1:
-            raise UserError(f"features must be at least 1, not {self.features}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{name} must be between 0 and 1, not {shown(value)}")
+        if not isinstance(self.features, int) or isinstance(self.features, bool) or self.features < 1:
+            raise UserError(f"features must be at least 1, not {shown(self.features)}")
+        for name in ("minibatch", "epoch", "experience", "stream", "per_layer"):
+            check_flag(name, getattr(self, name))
         check_every(self.every)
         if self.every > 1 and (self.probed or not self.in_training):
             what = "there is a probe" if self.probed else "only evaluations are"

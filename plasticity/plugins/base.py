@@ -19,7 +19,7 @@ from plasticity.exclusion import Exclude, Exclusion
 from plasticity.finiteness import CheckedProbe, NonFiniteError, nonfinite_weights
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
-from plasticity.plugins.beside import refuse_conflicts
+from plasticity.plugins.beside import refuse_conflicts, refuse_empty
 from plasticity.plugins.inputs import model_inputs
 from plasticity.plugins.parts import Parts
 from plasticity.plugins.publishing import publish
@@ -131,6 +131,10 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Refuse what leaves no room for the plugin, see `plasticity.plugins.beside`."""
         refuse_conflicts(self, strategy)
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse an experience without samples."""
+        refuse_empty(self, strategy)
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Treat between experiences, once the head and the optimizer are ready for the next one.

@@ -186,6 +186,17 @@ def refuse_conflicts(plugin: object, strategy: Any) -> None:
             raise UserError(f"{name} cannot work with {conflict.name}: {conflict.reason.format(plugin=name)}")
 
 
+def refuse_empty(plugin: object, strategy: Any) -> None:
+    """Refuse to train on nothing, which data loaders answer with an error about their own arguments.
+
+    Raises:
+        UserError: If the strategy's experience has no samples.
+    """
+    if len(strategy.adapted_dataset) == 0:
+        number = int(strategy.experience.current_experience)
+        raise UserError(f"{type(plugin).__name__}: experience {number} has no training samples; leave it out")
+
+
 def starts_anew(strategy: Any, network: nn.Module, known: weakref.ref[nn.Module] | None) -> bool:
     """Tell at the beginning of an experience whether the network starts anew, so that what is known of it is not true.
 

@@ -117,7 +117,10 @@ class DASHPlugin(WholeWeightPlugin):
         strategy = self._strategy
         data = strategy.adapted_dataset.eval()
         whole = strategy.train_mb_size * process_count(group_of(model))
-        loader = DataLoader(data, batch_size=self.batch_size or whole, collate_fn=data.collate_fn)
+        size = self.batch_size or whole
+        # A sample alone has no batch statistics; training may have left it out as well.
+        alone = len(data) > size > 1 == len(data) % size and any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+        loader = DataLoader(data, batch_size=size, collate_fn=data.collate_fn, drop_last=alone)
         self._cost = (0, 0)
         for batch in loader:
             inputs, targets, *rest = (part.to(strategy.device) for part in batch)

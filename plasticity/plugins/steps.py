@@ -11,7 +11,7 @@ from torch import nn
 
 from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude, Exclusion
-from plasticity.plugins.beside import refuse_conflicts
+from plasticity.plugins.beside import refuse_conflicts, refuse_empty
 from plasticity.plugins.parts import Parts
 from plasticity.plugins.reporting import Reporting
 from plasticity.plugins.withholding import note_divergence
@@ -63,6 +63,10 @@ class StepPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=True):
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Refuse what leaves no room for the plugin, see `plasticity.plugins.beside`."""
         refuse_conflicts(self, strategy)
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse an experience without samples."""
+        refuse_empty(self, strategy)
 
     def summary(self, model: nn.Module) -> dict[str, float | None]:
         """Return what is to be told of an experience at its end."""

@@ -218,6 +218,8 @@ def _read_branches(ledger: Ledger, name: str, layers: list[str], x: Tensor) -> N
 
 
 def _refuse(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"units are found in a module, and this is a {type(model).__name__}")
     for name, module in model.named_modules():
         where = f"module '{name}'" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -229,6 +231,14 @@ def _refuse(model: nn.Module) -> None:
             )
         if any(is_lazy(p) for p in module.parameters(recurse=False)):
             raise TraceError(f"{where} ({type(module).__name__}) has no weights yet; run the model once before")
+
+
+def _hint_of_devices(model: nn.Module, inputs: Any) -> str:
+    own = sorted({str(parameter.device) for parameter in model.parameters()})
+    given = sorted({str(tensor.device) for tensor in rules.tensors(inputs)})
+    if not own or not given or set(own) & set(given):
+        return ""
+    return f"the model is on {', '.join(own)} and the example on {', '.join(given)}: put both on one device; or "
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
@@ -264,6 +274,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Ledger:
             hint = ""
             if isinstance(error, TypeError) and f"{type(model).__name__}.forward()" in str(error):
                 hint = "pass all positional inputs of the model as a tuple, such as example=(x, task_labels); or "
+            hint = hint or _hint_of_devices(model, inputs)
             raise TraceError(
                 f"the model cannot be traced: {type(error).__name__} in {place}: "
                 f"{message[0] if message else 'no message'}; {hint}{BY_HAND}"
