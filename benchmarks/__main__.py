@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks.importing import import_uncollected
+from benchmarks.leaving import leave
 from benchmarks.workers import prepare
 
 if __name__ == "__main__":
@@ -10,4 +11,4 @@ if __name__ == "__main__":
     import_uncollected("benchmarks.cli")
     from benchmarks.cli import main
 
-    sys.exit(main())
+    leave(main())
