@@ -23,7 +23,7 @@ from benchmarks.streams import StreamSettings, get_benchmark, stream_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = "permuted-digits"
-EXPERIENCES, PLAIN_EXPERIENCES = 100, 30
+EXPERIENCES, PLAIN_EXPERIENCES = 150, 30
 
 
 def measure(
