@@ -8,8 +8,9 @@ from exclusion_cases import EXPERIENCES, MAKE
 from stripping_streams import FixedHead, Recorder, everything, same, stream
 from torch import nn
 
-from plasticity import find_units, plugins
+from plasticity import find_units, measures, plugins, watch_gradients
 from plasticity.errors import UserError
+from plasticity.metrics import plasticity_metrics
 from plasticity.surgery import reinitialise, silence
 
 OPTIMIZERS = {
@@ -185,6 +186,56 @@ def test_gradient_dormancy_passes_over_mini_batches_that_overflowed():
     with pytest.warns(UserWarning, match="all gradients of the latest 6 mini-batches are NaN or infinite"):
         trained(Scaled, plugin, "sgd", more=(AllBad(),), experiences=1)
     assert "withheld" in plugin.history[0]
+
+
+class UnscalesBefore(SupervisedPlugin):
+    def before_update(self, strategy, **kwargs):
+        strategy.scaler.unscale_(strategy.optimizer)
+
+
+def measured(kind, more=()):
+    """Values of two metrics of gradients, by name."""
+    torch.manual_seed(0)
+    model, recorder = FixedHead(), Recorder()
+    metrics = plasticity_metrics(epoch=True, minibatch=True, measures=["GradientNorm", "NotLearningUnits"])
+    strategy = kind(
+        model=model,
+        optimizer=OPTIMIZERS["adam"](model.parameters()),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        plugins=list(more),
+        evaluator=EvaluationPlugin(metrics, loggers=[recorder]),
+    )
+    strategy.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    torch.manual_seed(1)
+    strategy.train(EXPERIENCES.train_stream[0])
+    return {(value.name, value.x_plot): value.value for value in recorder.values}
+
+
+def test_norms_of_gradients_are_without_the_scale_or_refused():
+    plain = measured(Plain)
+    assert plain == measured(Scaled, [UnscalesBefore()]) and any("NotLearning" in name for name, _ in plain)
+    with pytest.raises(UserError, match="GradientNorm would be that of scaled gradients"):
+        measured(Scaled)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_units_are_exactly_zero_whatever_the_scale(fused):
+    """A fused optimizer takes the scale out by itself, and steps over nothing without being called."""
+    seen = []
+    for scale in (None, 2.0**12):
+        torch.manual_seed(0)
+        model, x = FixedHead(), torch.rand(8, 8)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        with watch_gradients(model, find_units(model, x[:2]), optimizer) as gradients:
+            for _ in range(4):
+                optimizer.zero_grad()
+                scaler.scale(nn.functional.cross_entropy(model(x), torch.arange(8) % 6)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        seen.append({name: measures.not_learning_units(each) for name, each in gradients.statistics().items()})
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0]) and bool(seen[0]["features.0"].any())
 
 
 # --- gradient accumulation -------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from test_exclude import Normalised
 from test_half_weights import make_plugin
 from torch import nn
 
-from plasticity import plugins
+from plasticity import find_units, plugins
 from plasticity.errors import UserError
 
 
@@ -99,4 +99,20 @@ def test_units_of_a_shared_layer_are_never_made_new(name):
 def test_quantised_networks_are_refused_in_words():
     model = torch.ao.quantization.quantize_dynamic(FixedHead(), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(UserError, match="has no hidden units: no Linear or Conv layer is followed by an activation"):
+        plugins.ReDoPlugin().preview(model, [torch.rand(4, 8)])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_prepared_for_quantisation_are_refused_in_words_and_left_as_they_are():
+    """Its observers have no size before the first pass."""
+    model = FixedHead().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    torch.ao.quantization.prepare_qat(model, inplace=True)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    units = find_units(model, torch.rand(4, 8))
+    now = model.state_dict()
+    assert before.keys() == now.keys() and all(torch.equal(each, now[name]) for name, each in before.items())
+    assert len(units) == 0  # their weights and activations pass through operations of quantisation
+    model(torch.rand(4, 8))
+    with pytest.raises(UserError, match="has no hidden units"):
         plugins.ReDoPlugin().preview(model, [torch.rand(4, 8)])

@@ -13,6 +13,7 @@ from plasticity.metrics.probing import FixedProbe
 from plasticity.metrics.settings import Settings
 from plasticity.metrics.steps import StepWatch
 from plasticity.metrics.tally import Seen, Tally
+from plasticity.plugins.loss_scale import refuse_scaled_gradients
 from plasticity.unit_gradients import GradientStatistics
 
 
@@ -86,6 +87,7 @@ class TrainingWatch:
     def before_update(self, strategy: Any) -> None:
         """Measure the gradient, as the optimizer is about to use it."""
         if self._measures_gradients:
+            refuse_scaled_gradients(strategy)
             self._gradients = gradients(unwrap(strategy.model), self._settings.per_layer)
             self._sum_up("gradients", self._gradients)
         if self._unit_gradients is not None:

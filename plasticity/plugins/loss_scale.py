@@ -55,6 +55,24 @@ class LossScale:
         return {"_zero": None}
 
 
+def refuse_scaled_gradients(strategy: Any) -> None:
+    """Refuse a strategy whose gradients are still scaled as an update comes: a norm of them would be no norm.
+
+    Args:
+        strategy: The strategy; a gradient scaler is one of its attributes.
+
+    Raises:
+        UserError: If it is so.
+    """
+    for each in vars(strategy).values():
+        used = isinstance(each, GradScaler) and getattr(each, "_scale", None) is not None
+        if used and not _unscaled(each, strategy):
+            raise UserError(
+                "GradientNorm would be that of scaled gradients: call scaler.unscale_() in a plugin's before_update(), "
+                "as plasticity.loading.MixedPrecisionPlugin does"
+            )
+
+
 def _unscaled(scaler: GradScaler, strategy: Any) -> bool:
     """Tell whether a scaler has divided the gradients by its scale already."""
     states = getattr(scaler, "_per_optimizer_states", {})

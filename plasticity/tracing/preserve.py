@@ -48,6 +48,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for owner, name, buffer, content in buffers:
                     owner._buffers[name] = buffer
                     if buffer is not None and content is not None:
+                        if buffer.shape != content.shape:  # as observers of quantisation have at first
+                            buffer.resize_(content.shape)
                         buffer.copy_(content)
             random.setstate(python_state)
             np.random.set_state(numpy_state)
