@@ -11,11 +11,13 @@ from torch import nn
 from plasticity import find_units, measures, plugins, watch_gradients
 from plasticity.errors import UserError
 from plasticity.metrics import plasticity_metrics
+from plasticity.optim import UPGD
 from plasticity.surgery import reinitialise, silence
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "upgd": lambda p: UPGD(p, lr=0.05),
 }
 
 
@@ -83,6 +85,12 @@ def trained(kind, plugin, optimizer="adam", left_out=(), clip=None, scale=2.0**1
 
 def plain_history(plugin):
     return [{key: value for key, value in entry.items() if key != "penalty"} for entry in plugin.history]
+
+
+def test_upgd_sees_gradients_without_a_scale():
+    left_out = (3, 4)
+    plain = trained(Plain, None, "upgd", left_out=left_out)
+    assert same(everything(plain), everything(trained(Scaled, None, "upgd", left_out=left_out)))
 
 
 CASES = [(name, "adam") for name in MAKE] + [(name, "sgd") for name in ("L2Plugin", "DemonPruningPlugin")]
