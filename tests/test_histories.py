@@ -8,10 +8,14 @@ import pickle
 import pytest
 import torch
 from avalanche.benchmarks import split_online_stream
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
 from metric_cases import mlp, naive, stream
 
+from benchmarks.cost.long_runs import living
 from plasticity import UserError, plugins
-from plasticity.metrics import HistoryLogger
+from plasticity.metrics import HistoryLogger, JSONLinesLogger, plasticity_metrics
 
 MAKE = {
     "redo": lambda: plugins.ReDoPlugin(every=3),
@@ -108,3 +112,41 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         HistoryLogger(tmp_path / "file" / "history.jsonl")
+
+
+def test_a_loop_of_ones_own_holds_no_more_the_longer_it_goes_on(tmp_path):
+    """As on the page on long runs; without what it says there, both counts grow."""
+
+    def alive(logged, collect_all):
+        logger = HistoryLogger(tmp_path / "history.jsonl")
+        loggers = [JSONLinesLogger(tmp_path / "metrics.jsonl"), *([logger] if logged else [])]
+        evaluator = EvaluationPlugin(
+            accuracy_metrics(experience=True),
+            plasticity_metrics(epoch=True, experience=True),
+            loggers=loggers,
+            collect_all=collect_all,
+        )
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        acting = [plugins.ReDoPlugin(every=3), plugins.L2InitPlugin(), plugins.HyperHypoPlugin(percent=10)]
+        strategy = Naive(
+            model=model, optimizer=optimizer, criterion=torch.nn.CrossEntropyLoss(), plugins=acting, evaluator=evaluator
+        )
+        counts = []
+        benchmark = stream(6)
+        for _ in range(2):
+            strategy.eval(benchmark.test_stream[:1])
+        for experience in [*benchmark.train_stream, *benchmark.train_stream]:
+            strategy.train(experience)
+            strategy.eval(benchmark.test_stream[:1])
+            if logged:
+                evaluator.reset_last_metrics()
+            counts.append(
+                (living()[1], sum(len(plugin.history) for plugin in acting), len(evaluator.get_all_metrics()))
+            )
+        return counts
+
+    held = alive(True, False)
+    assert held[5:] == held[5:6] * 7 and held[-1][1:] == (0, 0)
+    grown = alive(False, True)
+    assert grown[-1][1] > grown[5][1] > 0 and grown[-1][2] > 0

@@ -1,6 +1,7 @@
 """Long runs take no more memory than short ones: counts of what is alive, after so many experiences and after more."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -31,6 +32,29 @@ def test_a_run_twice_as_long_holds_no_more(name):
     assert series.done == [0, 5, 10] and len(series.seconds) == len(series.yards) == 10
     assert series.tensors[2] <= series.tensors[1]
     assert series.objects[2] - series.objects[1] <= 5 * OF_THE_STREAM
+
+
+@pytest.mark.parametrize("name", ["naive", "continual-backprop"])
+def test_an_experience_takes_as_many_steps_of_the_program_as_an_earlier_one(name, tmp_path):
+    """Calls of functions, in Python and from it, from one report of the run to the next."""
+    calls, looked_at = {}, (5, 11)
+
+    def report(done):
+        sys.setprofile(None)
+        if done + 1 in looked_at:
+            calls[done + 1] = 0
+
+            def count(frame, event, argument):
+                calls[done + 1] += event in ("call", "c_call")
+
+            sys.setprofile(count)
+
+    run = settings(acting(name), epochs=1, experiences=12, evaluate=2, model="mlp-2x16")
+    try:
+        run_one(run, tmp_path, [], report)
+    finally:
+        sys.setprofile(None)
+    assert calls[5] == calls[11] > 10_000
 
 
 @pytest.mark.parametrize("name", ["continual-backprop", "replay:mem_size=40"])
