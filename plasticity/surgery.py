@@ -94,7 +94,10 @@ def units_index(group: UnitGroup, index: Index) -> Tensor:
     Raises:
         UserError: If a number is out of range or a mask has another length.
     """
-    chosen = torch.as_tensor(index)
+    try:
+        chosen = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"units of group '{group.name}' are chosen by whole numbers or a boolean mask") from None
     if chosen.dtype == torch.bool:
         if chosen.shape != (group.size,):
             raise UserError(f"group '{group.name}' has {group.size} units, the mask has shape {tuple(chosen.shape)}")

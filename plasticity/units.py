@@ -20,7 +20,8 @@ def find_units(model: nn.Module, example: Tensor | tuple[Any, ...]) -> UnitGroup
     The pass is followed operator by operator, so that functions, in-place operations and any rearrangement of tensors
     are seen as they are executed. A group is private only where every path from its units to the output is proven to
     pass through weight columns that read that unit alone; an operation without a rule proves nothing. What holds is
-    what this pass executes: a weight that it does not use makes every group watch-only.
+    what this pass executes: a weight that it does not use makes every group watch-only. What other threads compute in
+    it is not seen, nor what a program would do that numbers from the input steer otherwise.
 
     Train or eval mode, buffers, gradients and the random state are left as they were.
 

@@ -193,6 +193,7 @@ def test_what_cannot_be_followed_is_said(model, example, message):
         lambda: plasticity_metrics(epoch="no"),
         lambda: silence(network(), find_units(network(), X)["0"], [99]),
         lambda: silence(network(), find_units(network(), X)["0"], [0.5]),
+        lambda: silence(network(), find_units(network(), X)["0"], "all"),
     ],
 )
 def test_values_of_other_kinds_are_refused(make):
