@@ -16,8 +16,11 @@ from test_operation_counts import BUILDS, NAMES
 from torch import nn
 
 from benchmarks import training
-from benchmarks.models import MODELS, mlp
+from benchmarks.cost import cases
+from benchmarks.models import MODELS, mlp, pairs_conv
 from benchmarks.settings import resolve
+from plasticity import find_units, watch
+from plasticity.metrics import plasticity_metrics
 from strategies import STRATEGIES
 
 OWN_NUMBERS = {"shrink-perturb-step", "demon-pruning", "upgd"}
@@ -98,6 +101,40 @@ def test_no_step_waits_there(name, build):
         for _ in range(4):
             driver.step()
     assert not +asked
+
+
+def test_watched_steps_do_not_wait_nor_do_statistics():
+    with pretended() as asked:
+        model, inputs = pairs_conv(4, (3, 32, 32), False).to(DEVICE), torch.randn(6, 3, 32, 32).to(DEVICE)
+        labels, units = (torch.arange(6) % 4).to(DEVICE), find_units(model, inputs)
+        with watch(model, units, inputs=True, features=16) as activity:
+            for number in range(4):
+                if number == 2:
+                    asked.clear()
+                model.zero_grad()
+                nn.functional.cross_entropy(model(inputs), labels).backward()
+            found = activity.statistics()
+        assert not +asked and all(isinstance(stat.fired, OnDevice) for stat in found.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"every": 2}, {"measures": ["NotLearningUnits"]}], ids=str)
+def test_metrics_copy_one_tensor_to_the_host_for_a_report_and_none_before(settings):
+    class Counted(cases.SupervisedPlugin):
+        def before_training_iteration(self, strategy, *args, **kwargs):
+            self.iterations = getattr(self, "iterations", 0) + 1
+            if self.iterations == cases.StepTimer.SKIPPED + 1:
+                asked.clear()
+
+        def after_training_epoch(self, strategy, *args, **kwargs):
+            self.found = +asked
+            asked.clear()
+
+    counted = Counted()
+    case = cases.Case("small", "mlp-2x16", (8,), 8, partial(torch.optim.SGD, lr=0.1, foreach=False), 6)
+    with pretended() as asked:
+        trainer = cases.Trainer(case, DEVICE, [counted], [plasticity_metrics(epoch=True, **settings)])
+        trainer.strategy.train(trainer.experience)
+    assert counted.iterations == 9 and not counted.found and +asked == {"_to_copy.default": 1}
 
 
 def test_networks_train_there_as_on_the_cpu():
