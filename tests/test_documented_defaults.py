@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gradient_norms, judging, observing, tuning
+from benchmarks.studies import demon_pruning, dying_units, hyper_hypo, width_depth
 from plasticity import plugins
 from plasticity.measures import sample_plasticity
 from plasticity.methods.synaptic_stripping import PRESETS as STRIPPING
@@ -180,3 +181,11 @@ def test_what_runs_are_measured_on():
     assert "ε is 1e-8 here" in " ".join(page.split()) and smallest == 1e-8
     assert "every tenth training step" in page and gradient_norms.EVERY == 10
     assert "seeds from 1000 on" in (PAGES.parents[1] / "README.md").read_text() and tuning.FIRST_SEED == 1000
+
+
+def test_what_studies_take_for_few_and_for_many():
+    page = " ".join((PAGES.parent / "studies.md").read_text().split())
+    assert "Chosen are the 5% of each layer" in page and hyper_hypo.PERCENT == 5
+    assert "at most 0.01 of accuracy" in page and demon_pruning.TOLERATED == 0.01
+    assert "at least 5% of their units" in page and width_depth.MANY == 0.05
+    assert "at least 90% of the best accuracy" in page and dying_units.LEARNS == 0.9
