@@ -14,8 +14,8 @@ from avalanche.logging import BaseLogger
 
 from plasticity.errors import UserError
 from plasticity.metrics.json_lines import as_json
+from plasticity.plugins.parts import Parts
 from plasticity.plugins.reporting import Reporting
-from plasticity.plugins.steps import Parts
 
 
 class HistoryLogger(BaseLogger):
