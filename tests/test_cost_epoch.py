@@ -1,13 +1,16 @@
 """The cost of an epoch: its operations and the peak by hand, and that its figures fit together."""
 
+import json
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from benchmarks.cli import main
 from benchmarks.computing import Computing
-from benchmarks.cost import epoch
+from benchmarks.cost import epoch, processes
 from benchmarks.cost.bare import BareSteps
 from benchmarks.cost.cases import Case, StepTimer
-from benchmarks.cost.processes import measure as measure_processes
 
 CPU = torch.device("cpu")
 SMALL = Case("small", "mlp-2x16", (8,), 8, torch.optim.SGD, 6)
@@ -61,6 +64,25 @@ def test_where_an_epoch_is_worked_out_from_some_mini_batches_its_table_says_so(m
     assert first.ratio.median == 0.5 * 157 and StepTimer.SKIPPED > 0
 
 
+def test_the_table_says_how_networks_computed(tmp_path, monkeypatch):
+    seen = []
+
+    def trainer(case, device, metrics=None):
+        seen.append(case.computing)
+        return lambda: 0.5
+
+    monkeypatch.setattr(epoch, "Trainer", trainer)
+    monkeypatch.setattr(epoch, "FEW", 1)
+    monkeypatch.setitem(epoch.PEAKS, "cpu", (16, (2, 8, 8), 1))
+    words = ["cost", "--sections", "epoch", "--rounds", "1", "--precision", "bfloat16", "--channels-last"]
+    assert main([*words, "--output", str(tmp_path / "cost.json")]) == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    asked = {"device": "cpu", "precision": "bfloat16", "memory_format": "channels last", "compiled": "no"}
+    assert asked.items() <= found["environment"].items() and "torch" in found["environment"]
+    assert found["command"].endswith("--device cpu --threads 1 --precision bfloat16 --channels-last")
+    assert seen == [Computing("bfloat16", channels_last=True)] * 2
+
+
 def test_bare_steps_train_as_written_down():
     """In each precision, beside a loop that says all of it."""
     inputs, labels = torch.randn(16, 8), torch.randint(4, (16,))
@@ -82,10 +104,10 @@ def test_bare_steps_train_as_written_down():
         assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
-def test_processes_take_the_device_and_how_networks_compute():
+def test_processes_take_the_device_and_how_networks_compute(monkeypatch):
     seen = []
-    options = ["--device", "cuda", *Computing("bfloat16", True, True).words()]
-    list(measure_processes(1, run=seen.append, options=options))
-    assert all(
-        words[-6:] == ["--device", "cuda", "--precision", "bfloat16", "--channels-last", "--compile"] for words in seen
-    )
+    monkeypatch.setattr(processes, "plain_processes", lambda *asked: nullcontext([None]))
+    monkeypatch.setattr(processes, "_seconds", lambda pipes: 1.0)
+    list(processes.measure(1, run=seen.append, device="cuda", computing=Computing("bfloat16", True, True)))
+    asked = " --device cuda --precision bfloat16 --channels-last --compile "
+    assert len(seen) == 2 and all(asked in " ".join(words) for words in seen)
