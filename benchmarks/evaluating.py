@@ -93,12 +93,15 @@ def to_test(index: int, count: int | None, seed: int, last: int) -> list[int]:
 
 
 def room(count: int | None) -> int:
-    """Say how many bytes of test inputs to keep: making them anew takes far less time than a test.
+    """Say how many bytes of test inputs to keep.
+
+    Making them anew takes far less time than a test. Where few are tested none are kept, so that it takes the same time
+    in each experience.
 
     Args:
         count: On how many earlier experiences a network is tested after each; None: on all.
     """
-    return 2**30 if count is None else 2**26 if count else 0
+    return 2**30 if count is None else 0
 
 
 class StreamTensors(Sequence[ExperienceTensors]):

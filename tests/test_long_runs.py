@@ -111,7 +111,7 @@ def test_tests_that_are_not_kept_are_the_same():
             for index, each in enumerate(expected):
                 assert all(torch.equal(a, b) for a, b in zip(tests[index], each, strict=True))
         assert len(tests._kept) == min(3, space // expected[0].inputs.nbytes)
-    assert room(0) == 0 < room(5) < room(None)
+    assert room(0) == room(5) == 0 < room(None)
 
 
 def slow_past(tests, experiences, limit):
