@@ -257,7 +257,7 @@ class _Run:
             "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
             "counts_treated_units": _counted(settings.strategy, self.plugins),
             "seconds": self.stopwatch.seconds,
-            "process_seconds": self.stopwatch.process_seconds,
+            "processor": {"seconds": self.stopwatch.process_seconds},
         }
         return {**result, "measures": result_measures(result, self.fresh)}
 

@@ -29,7 +29,7 @@ def result(
         "units": [{"layers": layers}],
         "treatments": treatments or [],
         "parameters": parameters,
-        "process_seconds": seconds,
+        "processor": {"seconds": seconds},
     }
 
 

@@ -71,7 +71,7 @@ def write_run(
         "untrained_accuracy": [None if fresh or i == 0 else 0.1 for i in range(experiences)],
         "accuracy_before_learning": [None if fresh or i == 0 else 0.1 + 0.01 * min(i, 90) for i in range(experiences)],
         "seconds": 12.5 + seed,
-        "process_seconds": (8.0 if strategy in ("naive", "fresh") else 10.0) + seed,
+        "processor": {"seconds": (8.0 if strategy in ("naive", "fresh") else 10.0) + seed},
     }
     result["measures"] = result_measures(result, fresh)
     config = head | {
@@ -222,7 +222,8 @@ UNIT = {"experience": 0, "samples": 512, "layers": {}, "dead_fraction": 0.5, "do
         ({"online_accuracy": None}, "online_accuracy should be of type list"),
         ({"untrained_accuracy": [0.5] * 5 + [1.1]}, "untrained_accuracy[5] should be a number from 0 to 1"),
         ({"accuracy_before_learning": [None] * 5 + ["x"]}, "accuracy_before_learning[5] should be a number"),
-        ({"process_seconds": "x"}, "process_seconds should be a number"),
+        ({"processor": {"seconds": "x"}}, "processor.seconds should be a number"),
+        ({"processor": 1.5}, "processor should be of type dict"),
         ({"seconds": None}, "seconds should be a number"),
         ({"seconds": -1}, "seconds should be a number"),
         ({"seconds": 10**400}, "seconds should be a number"),
@@ -242,7 +243,7 @@ def test_impossible_results(tmp_path, changes, problem):
 
 
 def test_early_runs_that_measured_less_are_read(tmp_path):
-    later = "counts_treated_units process_seconds online_accuracy untrained_accuracy accuracy_before_learning".split()
+    later = "counts_treated_units processor online_accuracy untrained_accuracy accuracy_before_learning".split()
     for strategy, treatments, expected in (
         ("naive", [], 0),
         ("fresh", [], 5 * 256),

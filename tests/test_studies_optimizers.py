@@ -55,8 +55,8 @@ def test_what_is_0_is_left_out_of_the_configuration_as_before_there_was_such_a_s
         ({"optimizer": "adan"}, "unknown optimizer 'adan': there are adam, adamw, sgd"),
         ({"momentum": 0.9}, "momentum must lie"),
         ({"optimizer": "sgd", "momentum": 1}, "momentum must lie"),
-        ({"weight_decay": -1}, "weight decay must be at least 0"),
-        ({"weight_decay": float("nan")}, "weight decay must be at least 0"),
+        ({"weight_decay": -1}, "weight decay must be a number of at least 0"),
+        ({"weight_decay": float("nan")}, "weight decay must be a number of at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -209,6 +209,7 @@ def check_result(result: dict[str, Any], fresh: bool) -> dict[str, float | None]
         if not _same(value, found):
             raise ValueError(f"measures.{name} is {value}, but the data beside it give {found}")
     measures["seconds"] = number(result.get("seconds"), "seconds")
-    process = result.get("process_seconds")  # early runs have none
-    measures["process_seconds"] = None if process is None else number(process, "process_seconds")
+    measures["process_seconds"] = None
+    if "processor" in result:  # early runs have none
+        measures["process_seconds"] = number(field(result, "processor", dict).get("seconds"), "processor.seconds")
     return measures

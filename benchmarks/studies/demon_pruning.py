@@ -114,7 +114,7 @@ def _row(front: Front, strength: float, mode: str, finished: Finished) -> dict[s
     left = np.array([entry["parameters"] for entry in last], dtype=float)
     whole = np.array([finished[run]["parameters"] for run in front.naive], dtype=float)
     accuracy = finished.measures(some, "average_accuracy")
-    seconds = [[finished[run]["process_seconds"] for run in each] for each in (some, front.naive)]
+    seconds = [[finished[run]["processor"]["seconds"] for run in each] for each in (some, front.naive)]
     return {
         "model": front.model,
         "strength": strength,
