@@ -41,8 +41,8 @@ def stored(results: Path, strategy: str, measure: str) -> np.ndarray:
 
 def test_rows_have_every_measure_of_the_contract(rows):
     contract = """average_accuracy average_online_accuracy learning_accuracy late_learning_accuracy
-    trainability_gap plasticity_ratio recovery forgetting backward_transfer forward_transfer dead_fraction
-    dead_unit_area dormant_fraction effective_rank output_shift accuracy_damage treated_units sample_plasticity
+    difference_from_naive trainability_gap plasticity_ratio recovery forgetting backward_transfer forward_transfer
+    dead_fraction dead_unit_area dormant_fraction effective_rank output_shift accuracy_damage treated_units sample_plasticity
     largest_hessian_eigenvalue gradient_effective_rank relative_time seconds""".split()
     assert list(MEASURES) == contract == list(WORDING)
     for strategy, row in rows.items():
@@ -66,7 +66,9 @@ def test_ratios_are_paired(results, rows):
     recovered = rows["synaptic-stripping"]["recovery"]
     assert recovered["mean"] == pytest.approx(gain.mean() / loss.mean())
     assert recovered["low"] <= recovered["mean"] <= recovered["high"]
-    assert rows["naive"]["recovery"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    difference = rows["synaptic-stripping"]["difference_from_naive"]
+    assert difference["mean"] == pytest.approx(gain.mean()) and difference["low"] < gain.mean() < difference["high"]
+    assert rows["naive"]["recovery"] == rows["naive"]["difference_from_naive"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert rows["fresh"]["recovery"] == rows["fresh"]["plasticity_ratio"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
 
 
@@ -79,7 +81,7 @@ def test_references_may_be_absent(tmp_path):
     for seed in range(2):
         write_run(tmp_path, "redo", seed)
     (row,) = comparison_rows(read_runs(tmp_path))
-    assert row["recovery"] == row["plasticity_ratio"] == UNDEFINED
+    assert row["recovery"] == row["plasticity_ratio"] == row["difference_from_naive"] == UNDEFINED
     assert row["average_accuracy"]["mean"] is not None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.comparison.rows import Values, paired
+from benchmarks.comparison.seeds import Values, paired
 from benchmarks.comparison.statistics import Interval, bootstrap_ratio, student_interval
 
 

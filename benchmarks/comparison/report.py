@@ -18,7 +18,7 @@ from benchmarks.comparison.page.activity import activity
 from benchmarks.comparison.page.library import own_script, plotting_library
 from benchmarks.comparison.page.points import scatter
 from benchmarks.comparison.results import REFERENCES, Comparison, Run
-from benchmarks.comparison.rows import by_seed
+from benchmarks.comparison.seeds import by_seed
 from benchmarks.comparison.summary import summary
 from benchmarks.comparison.wording import WORDING, diverged
 

@@ -1,11 +1,13 @@
 """One row per benchmark and strategy: every measure with its 95% interval over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks.comparison.differences import paired_difference
 from benchmarks.comparison.results import Comparison, Run
+from benchmarks.comparison.seeds import Values, by_seed, paired
 from benchmarks.comparison.statistics import (
     Interval,
     bootstrap_ratio,
@@ -20,6 +22,7 @@ MEASURES = (
     "average_online_accuracy",
     "learning_accuracy",
     "late_learning_accuracy",
+    "difference_from_naive",
     "trainability_gap",
     "plasticity_ratio",
     "recovery",
@@ -40,39 +43,6 @@ MEASURES = (
     "seconds",
 )
 """The measures of a row, in the order in which they are shown."""
-
-Values = Mapping[int, float]
-"""One measure by seed."""
-
-
-def by_seed(runs: Sequence[Run], measure: str) -> dict[int, float]:
-    """One measure of a strategy's runs.
-
-    Args:
-        runs: runs of one strategy.
-        measure: a measure of single runs, such as "forgetting".
-
-    Returns:
-        The value by seed; empty where the measure is undefined for any of the runs, since a mean over the others would
-        be one over fewer seeds than the row says.
-    """
-    values = {run.seed: run.measures[measure] for run in runs}
-    if any(value is None for value in values.values()):
-        return {}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
-def paired(*values: Values) -> tuple[np.ndarray, ...]:
-    """Lines measures up by seed.
-
-    Args:
-        values: measures by seed.
-
-    Returns:
-        One array each, over the seeds that all of them have, in order of seed.
-    """
-    seeds = sorted(set.intersection(*(set(value) for value in values)))
-    return tuple(np.array([value[seed] for seed in seeds]) for value in values)
 
 
 def difference(first: Values, second: Values) -> Interval:
@@ -174,7 +144,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """The rows of a comparison.
 
     Means over seeds have Student's 95% interval, `plasticity_ratio` and `recovery` a paired bootstrap's, and
-    `relative_time` one of the logarithms of ratios. A measure that is undefined in any run of a strategy is undefined
+    `relative_time` one of the logarithms of ratios; that of `difference_from_naive`, of late learning accuracy, is
+    `paired_difference`'s. A measure that is undefined in any run of a strategy is undefined
     for the strategy. With one seed there are no intervals.
 
     Args:
@@ -193,7 +164,9 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for strategy, runs in strategies.items():
             row: dict[str, Any] = {"benchmark": benchmark, "strategy": strategy, "seeds": len(runs)}
             for measure in MEASURES:
-                if measure == "trainability_gap":
+                if measure == "difference_from_naive":
+                    row[measure] = paired_difference(late[strategy], naive).interval
+                elif measure == "trainability_gap":
                     row[measure] = trainability_gap(late[strategy], fresh)
                 elif measure == "plasticity_ratio":
                     row[measure] = plasticity_ratio(late[strategy], fresh)

@@ -8,7 +8,8 @@ import numpy as np
 from benchmarks.comparison.differences import Difference, Standing, paired_difference, standing
 from benchmarks.comparison.measures import late_experiences
 from benchmarks.comparison.results import REFERENCES, Run
-from benchmarks.comparison.rows import Values, by_seed, recovery
+from benchmarks.comparison.rows import recovery
+from benchmarks.comparison.seeds import Values, by_seed
 from benchmarks.comparison.statistics import Interval, student_interval
 from benchmarks.comparison.wording import DIVERGED, plain_number
 

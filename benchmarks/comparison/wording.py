@@ -66,6 +66,12 @@ WORDING = {
         3,
         "The same over the last fifth of the stream, rounded up: what the network can still learn.",
     ),
+    "difference_from_naive": Measure(
+        "difference from naive",
+        "from\nnaive",
+        3,
+        "Late learning accuracy minus that of naive: the mean of paired differences over the same seeds.",
+    ),
     "trainability_gap": Measure(
         "trainability gap",
         "train.\ngap",

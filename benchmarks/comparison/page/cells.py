@@ -7,7 +7,8 @@ from typing import Any
 
 from benchmarks.comparison.differences import Difference, paired_difference
 from benchmarks.comparison.results import Run
-from benchmarks.comparison.rows import MEASURES, by_seed
+from benchmarks.comparison.rows import MEASURES
+from benchmarks.comparison.seeds import by_seed
 from benchmarks.comparison.tables import SHOWN
 from benchmarks.comparison.wording import WORDING, cell, plain_number
 
