@@ -42,7 +42,8 @@ def stored(results: Path, strategy: str, measure: str) -> np.ndarray:
 def test_rows_have_every_measure_of_the_contract(rows):
     contract = """average_accuracy average_online_accuracy learning_accuracy late_learning_accuracy
     difference_from_naive trainability_gap plasticity_ratio recovery forgetting backward_transfer forward_transfer
-    dead_fraction dead_unit_area dormant_fraction effective_rank output_shift accuracy_damage treated_units sample_plasticity
+    dead_fraction dead_unit_area dormant_fraction effective_rank output_shift accuracy_damage treated_units
+    sample_plasticity
     largest_hessian_eigenvalue gradient_effective_rank relative_time seconds""".split()
     assert list(MEASURES) == contract == list(WORDING)
     for strategy, row in rows.items():
