@@ -12,7 +12,7 @@ demo := results/demo
 help:
 	@echo "make demo    set up, run the permuted-digits comparison (no download of data), write its report"
 	@echo "make test    set up, then every check: ruff, mypy, pytest"
-	@echo "make nightly set up, then more than 1,000 random models and 10,000 random configurations (a quarter of an hour)"
+	@echo "make nightly set up, then more than 1,000 random models and 10,000 random configurations (minutes)"
 	@echo "make lint    set up, then ruff and mypy only"
 	@echo "make .venv   set up only: .venv with the versions in constraints.txt"
 	@echo "make clean   remove caches and built files; .venv and results/ stay"
