@@ -56,22 +56,39 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 class Uncompiled:
-    """Runs what `torch.compile` made of a model as plain Python, from `enter` to `leave` or in a block."""
+    """Runs what `torch.compile` made of a model as plain Python, from `enter` to `leave` or in a block.
+
+    Several may be in force at a time, and end in any order; one that nobody holds any more has ended.
+    """
+
+    _in_force = 0
+    _stance: Any = None
 
     def __init__(self) -> None:
-        self._stance: Any = None
+        self._entered = False
 
     def enter(self) -> None:
         """Begin, unless it has begun."""
         # Without the module nothing can have been compiled, and the import takes a second.
-        if self._stance is None and "torch._dynamo" in sys.modules:
-            self._stance = torch.compiler.set_stance("force_eager")
+        if not self._entered and "torch._dynamo" in sys.modules:
+            self._entered = True
+            if Uncompiled._in_force == 0:
+                Uncompiled._stance = torch.compiler.set_stance("force_eager")
+            Uncompiled._in_force += 1
 
     def leave(self) -> None:
         """End, if it has begun."""
-        if self._stance is not None:
-            stance, self._stance = self._stance, None
-            stance.__exit__(None, None, None)
+        if self._entered:
+            self._entered = False
+            Uncompiled._in_force -= 1
+            if Uncompiled._in_force == 0:
+                Uncompiled._stance.__exit__(None, None, None)
+
+    def __del__(self) -> None:
+        self.leave()
+
+    def __reduce__(self) -> tuple[type[Uncompiled], tuple[()]]:
+        return Uncompiled, ()  # a copy has not begun
 
     def __enter__(self) -> None:
         self.enter()
