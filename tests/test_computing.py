@@ -24,6 +24,7 @@ RUN += ["--model", "mlp-2x16"]
 @pytest.fixture
 def dynamo():
     """What was compiled is forgotten; and `compile` takes no compiler, only PyTorch's own reading of the network."""
+    torch._dynamo.reset()
     compile_ = nn.Module.compile
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "compile", lambda self, **asked: compile_(self, backend="eager", **asked))
