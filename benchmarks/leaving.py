@@ -16,7 +16,7 @@ def leave(code: int) -> NoReturn:
         code: Of the exit.
     """
     # What Python itself calls in this place: pools are told to end, and threads waited for.
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]  # the stub lacks it
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -42,6 +42,17 @@ def sum_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
+def add_up(values: Tensor, others: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the sums of values over some dimensions, perhaps none; a tensor of its own.
+
+    Args:
+        values: The values.
+        others: The dimensions to sum over.
+        dtype: Of the sums.
+    """
+    return values.sum(others, dtype=dtype) if others else values.to(dtype, copy=True)
+
+
 class CallSums(Protocol):
     """Sums of the activations of calls, all of one shape, data type and device."""
 
@@ -92,6 +103,7 @@ class _Base:
     def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
         self.shape, self.dtype, self.device = h.shape, h.dtype, h.device
         self.others, self.signed = others, signed
+        self._wide = torch.float32 if h.dtype in _HALF else h.dtype
 
 
 class _AnySums(_Base):
@@ -104,17 +116,14 @@ class _AnySums(_Base):
     def add(self, h: Tensor) -> bool:
         """Sum up the activations of one call."""
         kept = sum_type(h.device)
-        sums = [self._sum(h > 0, torch.int64), self._sum(h, kept)]
-        self._kept.append([*sums, self._sum(h.abs(), kept)] if self.signed else sums)
+        sums = [add_up(h > 0, self.others, torch.int64), add_up(h, self.others, kept)]
+        self._kept.append([*sums, add_up(h.abs(), self.others, kept)] if self.signed else sums)
         return len(self._kept) >= TOGETHER
 
     def take(self) -> list[Tensor]:
         """Return the sums since the last time."""
         kept, self._kept = self._kept, []
         return [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
-
-    def _sum(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return values.sum(self.others, dtype=dtype) if self.others else values.to(dtype, copy=True)
 
 
 class _LargeSums(_Base):
@@ -125,7 +134,6 @@ class _LargeSums(_Base):
 
     def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
         super().__init__(h, others, signed)
-        self._wide = torch.float32 if h.dtype in _HALF else h.dtype
         cut = h.numel() > PART and 0 in others
         self._length = max(1, PART * len(h) // h.numel()) if cut else len(h) if h.dim() else 0
         self._cut = cut and self._length < len(h)
@@ -169,9 +177,8 @@ class _SmallSums(_Base):
 
     def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
         super().__init__(h, others, signed)
-        wide = torch.float32 if h.dtype in _HALF else h.dtype
         self._room = max(1, min(TOGETHER, ROOM // h.numel()))
-        self._held = torch.zeros(self._room, *h.shape, dtype=wide)
+        self._held = torch.zeros(self._room, *h.shape, dtype=self._wide)
         self._work = torch.empty_like(self._held)
         self._places = self._held.unbind(0)
         self._place = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plasticity.call_sums import CallSums, call_sums, sum_type
+from plasticity.call_sums import CallSums, add_up, call_sums, sum_type
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup
 from plasticity.tracing.functions import NON_NEGATIVE
@@ -103,7 +103,7 @@ class Sums:
         """
         if values.shape != self._shape:
             self._fit(values.shape)
-        return self._by_unit(values.sum(self._others, dtype=dtype) if self._others else values.to(dtype, copy=True))
+        return self._by_unit(add_up(values, self._others, dtype))
 
     def _by_unit(self, sums: Tensor) -> Tensor:
         """Put sums along the dimension that holds the units together, unit by unit."""

@@ -1,6 +1,7 @@
 """More steps of random models: layers of other kinds, and unusual ways to call them; importing this adds them."""
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -65,12 +66,11 @@ def attend(m, step, a, b, number):
     if a.dim() != 3:
         return None
     width = a.shape[-1]
+    heads = 2 if width % 2 == 0 else 1
     if number % 4 == 0:
-        heads = 2 if width % 2 == 0 else 1
         return m.layer(f"attention{step}", lambda: nn.MultiheadAttention(width, heads, batch_first=True))(a, a, a)[0]
     if number % 4 == 1 and width <= 24:
-        heads = 2 if width % 2 == 0 else 1
-        make = lambda: nn.TransformerEncoderLayer(width, heads, 6 + number, batch_first=True)  # noqa: E731
+        make = partial(nn.TransformerEncoderLayer, width, heads, 6 + number, batch_first=True)
         return m.layer(f"encoder{step}", make)(a)
     q, k, v = (m.layer(f"{name}{step}", lambda: nn.Linear(width, 4)) for name in "qkv")
     if number % 4 == 2:

@@ -159,8 +159,7 @@ def test_networks_train_there_as_on_the_cpu():
 def run(monkeypatch, tmp_path):
     """Runs a strategy shortly on a device; returns what its network, its reports and its measures are at the end."""
     monkeypatch.setattr("benchmarks.streams.builders.load", few_images)
-    network = lambda *shape: with_dead_units(mlp((8, 8), *shape))  # noqa: E731
-    monkeypatch.setitem(MODELS, "small", network)
+    monkeypatch.setitem(MODELS, "small", lambda *shape: with_dead_units(mlp((8, 8), *shape)))
     optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}  # PyTorch has no fused ones for the device
     plain = {
         name: lambda p, fused, make=make, **asked: make(p, foreach=False, **asked) for name, make in optimizers.items()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.logging import BaseLogger
 
-from plasticity.errors import UserError
-from plasticity.metrics.json_lines import as_json
+from plasticity.metrics.json_lines import as_json, begun
 from plasticity.plugins.parts import Parts
 from plasticity.plugins.reporting import Reporting
 
@@ -36,13 +34,8 @@ class HistoryLogger(BaseLogger):
 
     def __init__(self, path: str | PathLike[str], *, append: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
-        self.path = Path(path).absolute()
+        self.path = begun(path, append)
         self._parts = Parts()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.open("a" if append else "w").close()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
 
     def log_single_metric(self, name: str, value: Any, x_plot: Any) -> None:
         """Nothing: metric values are for other loggers."""

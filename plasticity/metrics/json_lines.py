@@ -42,17 +42,9 @@ class JSONLinesLogger(BaseLogger):
 
     def __init__(self, path: str | PathLike[str], *, append: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
-        self.path = Path(path).absolute()
+        self.path = begun(path, append)
         self._left_out: set[str] = set()
-        self._file: TextIO | None = None
-        try:
-            if not self.path.parent.exists():
-                self.path.parent.mkdir(parents=True)
-            self._file = self._open()
-            if not append:
-                self._file.truncate(0)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        self._file: TextIO | None = self._open()
 
     def log_single_metric(self, name: str, value: Any, x_plot: Any) -> None:
         """Write one value.
@@ -99,6 +91,26 @@ class JSONLinesLogger(BaseLogger):
         if kind not in self._left_out:
             self._left_out.add(kind)
             warnings.warn(f"{name} is of type {kind}, which JSON cannot hold: such values are left out", stacklevel=2)
+
+
+def begun(path: str | PathLike[str], append: bool) -> Path:
+    """Make a file that lines are to be added to, and the folders above it; return its absolute path.
+
+    Args:
+        path: The file.
+        append: Leave what is in it, instead of emptying it.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    file = Path(path).absolute()
+    try:
+        if not file.parent.exists():
+            file.parent.mkdir(parents=True)
+        file.open("a" if append else "w").close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return file
 
 
 def as_json(value: Any) -> Any:
