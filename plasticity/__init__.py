@@ -1,13 +1,13 @@
 """Find, watch and treat the hidden units of networks that learn from a stream of tasks."""
 
 from plasticity import measures, surgery
-from plasticity.activity import Activity, UnitStatistics, watch
 from plasticity.errors import TraceError, UserError
 from plasticity.exporting import export
 from plasticity.groups import Consumer, UnitGroup, UnitGroups, Write
 from plasticity.tracing.branches import register_branches
-from plasticity.unit_gradients import GradientStatistics, UnitGradients, watch_gradients
 from plasticity.units import find_units
+from plasticity.watching.activity import Activity, UnitStatistics, watch
+from plasticity.watching.unit_gradients import GradientStatistics, UnitGradients, watch_gradients
 
 __version__ = "0.1.0"
 

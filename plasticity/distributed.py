@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from plasticity.errors import UserError
-from plasticity.unit_statistics import UnitStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 Group = Any
 """A process group of `torch.distributed`; None: there is one process alone."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.activity import Activity
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.measures import nonfinite_units
 from plasticity.probe import Probe
-from plasticity.unit_statistics import UnitStatistics
+from plasticity.watching.activity import Activity
+from plasticity.watching.unit_statistics import UnitStatistics
 
 
 class NonFiniteError(ArithmeticError):

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from plasticity.architecture.injection import injected_heads, repeat_injection
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
-from plasticity.removal import replace_values
+from plasticity.surgery.removal import replace_values
 
 _INTERNAL = frozenset(vars(nn.Module()))
 _PLAIN = (bool, int, float, str, type(None))

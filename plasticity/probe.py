@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.activity import Activity, watch
 from plasticity.distributed import own_copy
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.tracing.outputs import output_tensors
+from plasticity.watching.activity import Activity, watch
 
 
 class Probe:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from plasticity.activity import Activity
 from plasticity.groups import UnitGroup
 from plasticity.probe import Probe
-from plasticity.unit_statistics import Sums, UnitStatistics, plainly, sum_type
+from plasticity.watching.activity import Activity
+from plasticity.watching.unit_statistics import Sums, UnitStatistics, plainly, sum_type
 
 BINS = 16
 """Of the histogram whose entropy is taken."""

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from avalanche.training.plugins import LFLPlugin, LwFPlugin, SupervisedPlugin
 
-from plasticity.activity import Activity
 from plasticity.architecture.injected import Injection
 from plasticity.plugins.removed import removed_by
 from plasticity.probe import Probe
+from plasticity.watching.activity import Activity
 
 
 class SameRandomness(SupervisedPlugin):

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from plasticity import distributed, find_units, watch
 from plasticity.errors import UserError
-from plasticity.masks import Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Masks
 
 WORLD = 2
 

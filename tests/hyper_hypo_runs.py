@@ -10,8 +10,8 @@ from avalanche.training import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from plasticity.activity import UnitStatistics
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, select_units
+from plasticity.watching.activity import UnitStatistics
 
 SAMPLES, BATCH = 48, 16
 

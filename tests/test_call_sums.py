@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from plasticity import call_sums
-from plasticity.call_sums import TOGETHER, _AnySums, _LargeSums, _SmallSums
+from plasticity.watching import call_sums
+from plasticity.watching.call_sums import TOGETHER, _AnySums, _LargeSums, _SmallSums
 
 # Shape, dimensions to sum over; on the right the one that is left, if there is one.
 CASES = [

@@ -10,9 +10,9 @@ from torch import nn
 from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.methods.continual_backprop import PRESETS, ContinualBackprop, ContinualBackpropRule
+from plasticity.methods.latest_activity import MagnitudeActivity
 from plasticity.methods.outgoing import OutgoingMagnitude
 from plasticity.methods.recycling import initial_values, private_groups
-from plasticity.methods.watching import MagnitudeActivity
 
 
 class Reference:

@@ -14,7 +14,7 @@ from plasticity.errors import UserError
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
 from plasticity.methods.demon_pruning import PRESETS, DemonRule, prune_dead_units
 from plasticity.probe import Probe, balanced, output_shift
-from plasticity.removal import remove_units
+from plasticity.surgery.removal import remove_units
 
 # --- probe -----------------------------------------------------------------------------------------------------------
 

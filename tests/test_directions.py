@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from plasticity import find_units, measures, watch
-from plasticity.masks import Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Masks
 
 CHANGES = {
     "as it is": (lambda h: h, 1),

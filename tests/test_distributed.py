@@ -9,7 +9,7 @@ from distributed_work import WORLD, lost, plain_loop, session, trained
 
 from plasticity import distributed, plugins
 from plasticity.loading import TensorLoaderPlugin
-from plasticity.unit_statistics import UnitStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 SPAWN = multiprocessing.get_context("spawn")
 TOGETHER = [name for name in PLUGINS if name != "demon-pruning-shrink"]

@@ -16,9 +16,9 @@ from plasticity import find_units, measures, plugins, watch
 from plasticity.errors import UserError
 from plasticity.finiteness import CheckedProbe, NonFiniteError, all_finite, nonfinite_activity, nonfinite_weights
 from plasticity.methods.continual_backprop import ContinualBackprop, ContinualBackpropRule
+from plasticity.methods.latest_activity import BatchSums
 from plasticity.methods.recycling import initial_values
 from plasticity.methods.self_normalized_resets import SelfNormalizedResets, SelfNormalizedResetsRule
-from plasticity.methods.watching import BatchSums
 from plasticity.metrics import plasticity_metrics
 from plasticity.plugins.stepwise import StepwisePlugin
 

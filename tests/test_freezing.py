@@ -10,7 +10,7 @@ from freezing_cases import snapshot
 from torch import nn
 
 from plasticity.errors import UserError
-from plasticity.freezing import PartialTraining
+from plasticity.surgery.freezing import PartialTraining
 
 ROWS = [1, 4]
 

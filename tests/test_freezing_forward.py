@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from freezing_cases import snapshot
 from torch import nn
 
-from plasticity.freezing import PartialTraining
+from plasticity.surgery.freezing import PartialTraining
 
 
 class Noisy(nn.Module):

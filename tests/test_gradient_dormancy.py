@@ -14,7 +14,7 @@ from plasticity.methods.gradient_dormancy import (
     gradient_dormant_units,
     recycle_gradient_dormant_units,
 )
-from plasticity.methods.watching import BatchSums, GradientActivity
+from plasticity.methods.latest_activity import BatchSums, GradientActivity
 from plasticity.probe import Probe
 
 

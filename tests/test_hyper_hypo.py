@@ -18,11 +18,11 @@ from torch import nn
 from plasticity import find_units
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write
-from plasticity.masks import Masks
 from plasticity.methods.hyper_hypo import choose_entries, incoming_entries, keep_pruned, prune_units
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, Selection, saliency, select_units
 from plasticity.plugins import HyperHypoPlugin
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Masks
 
 
 @pytest.mark.parametrize("percent", [0, 0.1, 5, 12.5, 33, 50])

@@ -10,8 +10,8 @@ from torch import nn
 
 from plasticity import find_units, watch
 from plasticity.errors import UserError
-from plasticity.masks import Masks
 from plasticity.probe import RecentInputs
+from plasticity.surgery.masks import Masks
 
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),

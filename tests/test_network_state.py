@@ -18,7 +18,7 @@ from plasticity.errors import UserError
 from plasticity.network_state import load_network_state, load_optimizer_state, network_state, optimizer_state
 from plasticity.optim import UPGD
 from plasticity.plugins import ReDoPlugin
-from plasticity.removal import remove_units
+from plasticity.surgery.removal import remove_units
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 INPUTS = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ from torch import nn
 
 from plasticity import find_units
 from plasticity.errors import UserError
-from plasticity.optimizer_state import clean_state
-from plasticity.slices import Slices
 from plasticity.surgery import OUTGOING_SHARE, reinitialise, silence
+from plasticity.surgery.optimizer_state import clean_state
+from plasticity.surgery.slices import Slices
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),

@@ -9,9 +9,9 @@ from step_driver import mlp
 
 from plasticity import UnitGroups, find_units
 from plasticity.methods.continual_backprop import ContinualBackprop, ContinualBackpropRule
+from plasticity.methods.latest_activity import BatchSums
 from plasticity.methods.recycling import initial_values
 from plasticity.methods.self_normalized_resets import SelfNormalizedResets, SelfNormalizedResetsRule
-from plasticity.methods.watching import BatchSums
 
 
 def continual_backprop(**rule):

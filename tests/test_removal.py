@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from plasticity import find_units
 from plasticity.errors import UserError
-from plasticity.masks import Masks
-from plasticity.removal import removal_obstacle, remove_units
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.removal import removal_obstacle, remove_units
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

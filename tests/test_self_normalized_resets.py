@@ -9,6 +9,7 @@ from torch import nn
 
 from plasticity import find_units
 from plasticity.errors import UserError
+from plasticity.methods.latest_activity import BatchSums, MagnitudeActivity
 from plasticity.methods.recycling import initial_values
 from plasticity.methods.self_normalized_resets import (
     PRESETS,
@@ -16,7 +17,6 @@ from plasticity.methods.self_normalized_resets import (
     SelfNormalizedResets,
     SelfNormalizedResetsRule,
 )
-from plasticity.methods.watching import BatchSums, MagnitudeActivity
 
 
 class Reference:

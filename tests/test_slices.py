@@ -9,8 +9,8 @@ from torch import nn
 
 from plasticity import Consumer, UnitGroup, find_units
 from plasticity.methods.recycling import initial_values
-from plasticity.slices import Slices
 from plasticity.surgery import reinitialise
+from plasticity.surgery.slices import Slices
 
 
 def test_rows_and_columns_of_grouped_weights():

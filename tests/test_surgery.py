@@ -10,8 +10,8 @@ from torch import nn
 
 from plasticity import UnitGroup, find_units
 from plasticity.errors import UserError
-from plasticity.masks import Masks
 from plasticity.surgery import reinitialise, silence, units_index
+from plasticity.surgery.masks import Masks
 
 
 @pytest.fixture(params=NETS, ids=str)

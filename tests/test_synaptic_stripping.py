@@ -12,10 +12,10 @@ from torch import nn
 
 from plasticity import find_units
 from plasticity.errors import UserError
-from plasticity.masks import Masks
 from plasticity.methods import synaptic_stripping
 from plasticity.methods.synaptic_stripping import PRESETS, StrippingRule, strip_dead_units
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Masks
 
 DEFAULT, AUTHORS = PRESETS["default"], PRESETS["whitaker2023"]
 RULES = {

@@ -8,9 +8,9 @@ from torch import nn
 
 from plasticity import find_units
 from plasticity.errors import UserError
-from plasticity.masks import Masks
 from plasticity.methods.synaptic_stripping import PRESETS, StrippingRule, strip_dead_units
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Masks
 
 
 def test_a_layer_that_is_not_called_is_stripped_by_weight_or_refused_in_words():

@@ -28,9 +28,9 @@ from metric_cases import (
 from torch import nn
 
 from plasticity import UnitGradients, UserError, find_units, watch
-from plasticity.call_sums import TOGETHER
 from plasticity.metrics import plasticity_metrics
 from plasticity.metrics.measured import MEASURES
+from plasticity.watching.call_sums import TOGETHER
 
 PLACE = "train_phase/train_stream/Task000"
 

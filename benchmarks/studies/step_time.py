@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from plasticity import find_units
-from plasticity.removal import remove_units
+from plasticity.surgery.removal import remove_units
 
 BLOCKS, STEPS = 9, 10
 

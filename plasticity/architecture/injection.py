@@ -15,7 +15,7 @@ from plasticity.architecture.injected import Injection
 from plasticity.architecture.rewriting import Example, note, parameter_count
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
-from plasticity.masks import Removed
+from plasticity.surgery.masks import Removed
 from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.units import find_units
 

@@ -15,7 +15,7 @@ from plasticity.architecture.injected import Injection
 from plasticity.architecture.rewriting import Example, replace
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, layer
-from plasticity.removal import replace_values
+from plasticity.surgery.removal import replace_values
 from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.units import find_units
 

@@ -36,8 +36,8 @@ from plasticity.methods.parameters import Entry, total_norm
 from plasticity.methods.recycling import check_moments, private_groups, renew
 from plasticity.methods.shrink_perturb import ShrinkPerturbRule, shrink_and_perturb
 from plasticity.methods.treatment import Treatment, because, dead_on
-from plasticity.optimizer_state import Moments, forget_state
 from plasticity.probe import Probe, output_shift
+from plasticity.surgery.optimizer_state import Moments, forget_state
 from plasticity.values import check_shares, in_range
 
 STRONGEST = 3
@@ -57,7 +57,7 @@ class AdaptiveRule:
             least 1; None: never.
         tau: Largest score of a dormant unit, a share of its layer's mean magnitude, in [0, 1].
         strength: Of the way back to the initial weights, in [0, 1].
-        moments: What becomes of the second moments of a new unit, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of the second moments of a new unit, see `plasticity.surgery.optimizer_state.clean_state`.
     """
 
     dead: float = 0.5

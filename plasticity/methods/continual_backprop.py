@@ -30,11 +30,11 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.finiteness import all_finite
 from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.methods.latest_activity import BatchSums
 from plasticity.methods.outgoing import OutgoingMagnitude, transfer_to_bias
 from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
-from plasticity.methods.watching import BatchSums
-from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
+from plasticity.surgery.optimizer_state import Moments
 from plasticity.values import check_count, check_flag, check_shares
 
 
@@ -52,7 +52,7 @@ class ContinualBackpropRule:
             its readers, where they have one and read all units through equally many columns.
         weights_every: The magnitudes of outgoing weights are looked up again after so many updates, which is cheaper
             than after each; they move little against the running mean. Those of a new unit are 0 until then.
-        moments: What becomes of the optimizer's second moments, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of the optimizer's second moments, see `plasticity.surgery.optimizer_state.clean_state`.
     """
 
     replacement_rate: float = 1e-4

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.masks import BoundMasks, Masks, Multipliers
 from plasticity.measures import dead_units
-from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe
-from plasticity.removal import Removal
 from plasticity.surgery import outgoing
+from plasticity.surgery.masks import BoundMasks, Masks, Multipliers
+from plasticity.surgery.optimizer_state import clean_state
+from plasticity.surgery.removal import Removal
 
 _BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
 

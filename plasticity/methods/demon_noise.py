@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plasticity.groups import UnitGroup, layer, unwrap
-from plasticity.methods.watching import MagnitudeActivity
+from plasticity.methods.latest_activity import MagnitudeActivity
 
 Gate = Literal["units", "gradients", "none"]
 

@@ -31,7 +31,7 @@ from plasticity.methods.demon_masks import PrunedUnits, still_dead, without
 from plasticity.methods.demon_noise import Gate
 from plasticity.methods.treatment import Treatment, because, dead_on
 from plasticity.probe import Probe, output_shift
-from plasticity.removal import Removal, removal_obstacle, remove_units
+from plasticity.surgery.removal import Removal, removal_obstacle, remove_units
 from plasticity.values import in_range
 
 Mode = Literal["mask", "shrink"]

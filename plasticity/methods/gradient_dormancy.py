@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
+from plasticity.methods.latest_activity import BatchSums
 from plasticity.methods.recycling import check_moments, most_extreme, private_groups, renew, unjudged
 from plasticity.methods.treatment import Treatment, because
-from plasticity.methods.watching import BatchSums
-from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
+from plasticity.surgery.optimizer_state import Moments
 from plasticity.values import check_shares
 
 
@@ -37,7 +37,7 @@ class GradientDormancyRule:
         gradient: "before" the activation, or "after" it.
         maximum_share: Largest share of a layer that is recycled at a time, in [0, 1], most dormant units first; 0
             leaves the network alone.
-        moments: What becomes of the optimizer's second moments, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of the optimizer's second moments, see `plasticity.surgery.optimizer_state.clean_state`.
     """
 
     tau: float = 0.025

@@ -21,7 +21,7 @@ from plasticity.errors import UserError
 from plasticity.groups import unwrap
 from plasticity.methods.parameters import grown
 from plasticity.methods.whole_weights import OptimizerState, check_optimizer_state
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 from plasticity.values import check_count, in_range
 
 

@@ -23,11 +23,11 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer
-from plasticity.masks import Masks
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, Selection, Units, observe, select_units
 from plasticity.methods.treatment import Treatment
 from plasticity.probe import Probe, output_shift
 from plasticity.surgery import outgoing
+from plasticity.surgery.masks import Masks
 
 # --- adapt -----------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,7 @@ def choose_entries(
     generator: torch.Generator,
     removed: Mapping[str, Tensor] | None = None,
 ) -> tuple[Treatment, dict[str, Selection], dict[str, Tensor]]:
-    """Choose the units that adapt first, for `plasticity.freezing.PartialTraining`. Nothing is changed.
+    """Choose the units that adapt first, for `plasticity.surgery.freezing.PartialTraining`. Nothing is changed.
 
     Only incoming weights are to change, so groups need not be private.
 

@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from plasticity.activity import UnitStatistics
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.probe import Probe
 from plasticity.spread import SpreadStatistics, spread_statistics
 from plasticity.values import check_shares, in_range
+from plasticity.watching.activity import UnitStatistics
 
 Mode = Literal["adapt", "prune"]
 Saliency = Literal["frequency", "mean_abs", "std", "entropy"]

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from plasticity.groups import unwrap
 from plasticity.measures.scalars import working_type
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 
 Kind = Literal["weight", "bias", "norm", "other"]
 """What a parameter is.

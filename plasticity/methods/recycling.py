@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
-from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
+from plasticity.surgery.optimizer_state import Moments
 
 
 def private_groups(units: UnitGroups, activations: Collection[str] | None = None) -> UnitGroups:

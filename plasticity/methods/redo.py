@@ -21,8 +21,8 @@ from plasticity.groups import UnitGroups
 from plasticity.measures import dormant_units
 from plasticity.methods.recycling import check_moments, most_extreme, private_groups, renew, unjudged
 from plasticity.methods.treatment import Treatment, because, dead_on
-from plasticity.optimizer_state import Moments
 from plasticity.probe import Probe, output_shift
+from plasticity.surgery.optimizer_state import Moments
 from plasticity.values import check_shares
 
 
@@ -34,7 +34,7 @@ class ReDoRule:
         tau: Largest score of a dormant unit, a share of its layer's mean magnitude, in [0, 1]; 0 means dead.
         maximum_share: Largest share of a layer that is recycled at a time, in [0, 1], most dormant units first; 0
             leaves the network alone.
-        moments: What becomes of the optimizer's second moments, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of the optimizer's second moments, see `plasticity.surgery.optimizer_state.clean_state`.
     """
 
     tau: float = 0.025

@@ -29,10 +29,10 @@ from torch.optim import Optimizer
 from plasticity.errors import UserError
 from plasticity.finiteness import all_finite
 from plasticity.groups import UnitGroup, UnitGroups
+from plasticity.methods.latest_activity import BatchSums
 from plasticity.methods.recycling import RemovedUnits, check_moments, take_counts
-from plasticity.methods.watching import BatchSums
-from plasticity.optimizer_state import Moments
 from plasticity.surgery import reinitialise
+from plasticity.surgery.optimizer_state import Moments
 from plasticity.values import check_count, check_shares, in_range, shown
 
 SILENT_ACTIVATIONS = frozenset({"relu", "relu6"})
@@ -52,7 +52,7 @@ class SelfNormalizedResetsRule:
         check_every: Updates after which units that are due are made new.
         maximum_share: Largest share of a layer made new at a time, in [0, 1], rounded up; those left are next. 0 leaves
             the network alone.
-        moments: What becomes of the optimizer's second moments, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of the optimizer's second moments, see `plasticity.surgery.optimizer_state.clean_state`.
     """
 
     percentile: float = 0.98

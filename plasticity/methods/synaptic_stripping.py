@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from plasticity.activity import Activity
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write, layer, unwrap
-from plasticity.masks import Masks
 from plasticity.measures import dead_units
 from plasticity.methods.treatment import Treatment, dead_on
-from plasticity.optimizer_state import clean_state
 from plasticity.probe import Probe, output_shift
 from plasticity.surgery import reinitialise
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.optimizer_state import clean_state
 from plasticity.values import check_count, check_flag, check_shares
+from plasticity.watching.activity import Activity
 
 Score = Literal["auto", "signed_contribution", "signed_weight"]
 Fallback = Literal["zero_bias", "reinitialise", "none"]

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry, total_norm, trainable
 from plasticity.methods.treatment import Treatment
-from plasticity.optimizer_state import forget_state
 from plasticity.probe import Probe, output_shift
+from plasticity.surgery.masks import Removed
+from plasticity.surgery.optimizer_state import forget_state
 
 OptimizerState = Literal["clear", "keep"]
 """What becomes of the optimizer's state: "clear" makes it as new, "keep" leaves momentum and step counts."""

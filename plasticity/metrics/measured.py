@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from plasticity import measures
-from plasticity.activity import UnitStatistics
 from plasticity.errors import UserError
 from plasticity.measures import UnitGradientMeans
 from plasticity.measures.scalars import stack
-from plasticity.unit_gradients import GradientStatistics
+from plasticity.watching.activity import UnitStatistics
+from plasticity.watching.unit_gradients import GradientStatistics
 
 Needs = Literal["units", "features", "weights", "initial", "gradients", "unit_gradients", "steps"]
 """What a measure is computed from: units and features are watched, losses compared before and after a step, the others

@@ -6,11 +6,11 @@ import warnings
 from functools import partial
 from typing import Any
 
-from plasticity.activity import Activity
 from plasticity.groups import UnitGroups
 from plasticity.metrics.tally import Tally
 from plasticity.plugins.observing import Follower, ForwardObserver
-from plasticity.unit_gradients import GradientStatistics, UnitGradients
+from plasticity.watching.activity import Activity
+from plasticity.watching.unit_gradients import GradientStatistics, UnitGradients
 
 
 class Observer(ForwardObserver[Activity]):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plasticity.activity import check_every
 from plasticity.errors import UserError
 from plasticity.metrics.measured import IN_TRAINING, MEASURES, Needs
 from plasticity.values import check_flag, shown
+from plasticity.watching.activity import check_every
 
 
 @dataclass(frozen=True)

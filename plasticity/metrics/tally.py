@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plasticity.activity import UnitStatistics
 from plasticity.metrics.measured import Values
-from plasticity.unit_gradients import GradientStatistics
+from plasticity.watching.activity import UnitStatistics
+from plasticity.watching.unit_gradients import GradientStatistics
 
 
 class Tally:

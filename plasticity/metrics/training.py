@@ -14,7 +14,7 @@ from plasticity.metrics.settings import Settings
 from plasticity.metrics.steps import StepWatch
 from plasticity.metrics.tally import Seen, Tally
 from plasticity.plugins.loss_scale import refuse_scaled_gradients
-from plasticity.unit_gradients import GradientStatistics
+from plasticity.watching.unit_gradients import GradientStatistics
 
 
 class TrainingWatch:

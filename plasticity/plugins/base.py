@@ -28,9 +28,9 @@ from plasticity.plugins.reporting import Reporting
 from plasticity.plugins.withholding import nonfinite_loss, withhold
 from plasticity.preview import Preview, changed_parameters, sizes, twins
 from plasticity.probe import Probe, RecentInputs
-from plasticity.unit_statistics import UnitStatistics
 from plasticity.units import find_units
 from plasticity.values import check_count, check_flag, check_seed
+from plasticity.watching.unit_statistics import UnitStatistics
 
 Every = str | int
 

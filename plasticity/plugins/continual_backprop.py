@@ -11,7 +11,7 @@ from torch import nn
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.continual_backprop import PRESETS, ContinualBackprop
-from plasticity.methods.watching import MagnitudeActivity
+from plasticity.methods.latest_activity import MagnitudeActivity
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.removed import removed_units
 from plasticity.plugins.stepwise import StepwisePlugin

@@ -17,7 +17,6 @@ from plasticity.distributed import batches_of_all, group_of
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
-from plasticity.masks import Masks
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
 from plasticity.methods.demon_noise import AsymmetricNoise, NoiseGenerators, live_units
 from plasticity.methods.demon_pruning import (
@@ -29,8 +28,8 @@ from plasticity.methods.demon_pruning import (
     penalised,
     prune_dead_units,
 )
+from plasticity.methods.latest_activity import MagnitudeActivity
 from plasticity.methods.treatment import Treatment
-from plasticity.methods.watching import MagnitudeActivity
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
@@ -41,8 +40,9 @@ from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
 from plasticity.preview import Preview
 from plasticity.probe import Probe, RecentInputs, balanced
-from plasticity.removal import Removal
 from plasticity.schedules import one_cycle
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.removal import Removal
 from plasticity.units import find_units
 from plasticity.values import check_count
 

@@ -3,7 +3,7 @@
 A plugin that keeps numbers for single weights or units can say how to go along with that, in methods that are called if
 it has them:
 
-    follow_removal(strategy, removal)   units were removed physically, see `plasticity.removal.Removal`
+    follow_removal(strategy, removal)   units were removed physically, see `plasticity.surgery.removal.Removal`
     follow_renewal(strategy, names)     parameters of these qualified names were drawn anew, as at the start
     follow_new_units(strategy, units)   units were made new: their numbers by group name
 
@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import unwrap
-from plasticity.masks import Masks
-from plasticity.removal import Removal
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.removal import Removal
 
 _KNOWN = (EWCPlugin, MASPlugin, SynapticIntelligencePlugin, EarlyStoppingPlugin)  # will keep numbers for single weights
 

@@ -15,8 +15,8 @@ from plasticity.exclusion import Exclude
 from plasticity.finiteness import NonFiniteError, all_finite
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.gradient_dormancy import PRESETS, recycle_gradient_dormant_units
+from plasticity.methods.latest_activity import BatchSums, GradientActivity, sums_of_all
 from plasticity.methods.treatment import Treatment
-from plasticity.methods.watching import BatchSums, GradientActivity, sums_of_all
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every
 from plasticity.plugins.loss_scale import LossScale

@@ -14,12 +14,12 @@ from plasticity.exclusion import Exclude
 from plasticity.groups import unwrap
 from plasticity.methods.hare_tortoise import HareTortoiseRule, Tortoise
 from plasticity.methods.parameters import total_norm
-from plasticity.optimizer_state import forget_state
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
-from plasticity.removal import Removal
+from plasticity.surgery.optimizer_state import forget_state
+from plasticity.surgery.removal import Removal
 
 
 class HareTortoisePlugin(StepPlugin):

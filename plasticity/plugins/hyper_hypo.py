@@ -13,9 +13,7 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
-from plasticity.freezing import PartialTraining
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
-from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.hyper_hypo import choose_entries, prune_units
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, Mode, Saliency, Select, Selection, Units
 from plasticity.methods.self_labels import SelfLabels
@@ -23,6 +21,8 @@ from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
 from plasticity.probe import Probe
+from plasticity.surgery.freezing import PartialTraining
+from plasticity.surgery.masks import BoundMasks, Masks
 from plasticity.values import in_range
 
 SelfLabel = bool | Literal["all"]
@@ -33,8 +33,8 @@ class HyperHypoPlugin(TreatmentPlugin):
 
     Mode "adapt": in the first fifth of the experience only these units learn, by their incoming weights and bias. All
     else stays bit-equal: other units, the head, normalisers and their running statistics, and the optimizer state of
-    it all, with dropout off; see `plasticity.freezing.PartialTraining`. Then the whole network learns. Where no unit
-    is chosen, it does so from the start.
+    it all, with dropout off; see `plasticity.surgery.freezing.PartialTraining`. Then the whole network learns. Where no
+    unit is chosen, it does so from the start.
 
     Mode "prune": their outgoing weights are removed for good, in private groups.
 

@@ -12,7 +12,7 @@ from plasticity.methods.l2_init import PRESETS, add_regenerative_gradient, regen
 from plasticity.methods.parameters import UNNORMALISED_KINDS, Entry, InitialValues
 from plasticity.plugins.l2 import preset_strength
 from plasticity.plugins.penalty import PenaltyPlugin
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 
 
 class L2InitPlugin(PenaltyPlugin):

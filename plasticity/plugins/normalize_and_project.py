@@ -16,7 +16,7 @@ from plasticity.methods.parameters import NORM_KINDS, WEIGHT_KINDS, InitialValue
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.steps import StepPlugin
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 from plasticity.values import in_range
 
 

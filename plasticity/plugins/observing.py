@@ -9,12 +9,12 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from plasticity.activity import Activity, check_every, refuse_replicas
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups, unwrap
 from plasticity.plugins.inputs import model_inputs
 from plasticity.probe import Probe
 from plasticity.units import find_units
+from plasticity.watching.activity import Activity, check_every, refuse_replicas
 
 Made = TypeVar("Made")
 Watching = TypeVar("Watching", bound=Activity)

@@ -15,12 +15,12 @@ from plasticity.architecture.rewriting import parameter_count
 from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroups, unwrap
-from plasticity.masks import Removed
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.following import tell
 from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe, output_shift
+from plasticity.surgery.masks import Removed
 from plasticity.units import find_units
 from plasticity.values import check_count, shown
 

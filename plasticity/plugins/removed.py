@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from plasticity.groups import unwrap
-from plasticity.masks import Masks
 from plasticity.methods.demon_masks import PrunedUnits, kept_at_zero
+from plasticity.surgery.masks import Masks
 
 
 def removed_by(strategy: Any) -> tuple[Masks | PrunedUnits, ...]:

@@ -24,7 +24,7 @@ from plasticity.plugins.parts import Parts
 from plasticity.plugins.removed import keep_removed
 from plasticity.plugins.whole_weights import WholeWeightPlugin
 from plasticity.plugins.withholding import note_divergence
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 
 _PRESET_OF = {"experience": "ash2020", "step": "kumar2023", "interpolate": "fire2026"}
 

@@ -19,7 +19,7 @@ from plasticity.methods.spectral_regularization import (
 )
 from plasticity.plugins.arguments import change_rule
 from plasticity.plugins.penalty import PenaltyPlugin
-from plasticity.removal import Removal
+from plasticity.surgery.removal import Removal
 from plasticity.values import check_seed
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from plasticity.distributed import group_of, require_agreement
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups, unwrap
-from plasticity.methods.watching import LatestActivity
+from plasticity.methods.latest_activity import LatestActivity
 from plasticity.plugins.beside import starts_anew
 from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.publishing import publish

@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
-from plasticity.masks import BoundMasks, Masks
 from plasticity.methods.synaptic_stripping import PRESETS, strip_dead_units
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
 from plasticity.probe import Probe
-from plasticity.removal import Removal
+from plasticity.surgery.masks import BoundMasks, Masks
+from plasticity.surgery.removal import Removal
 
 
 class SynapticStrippingPlugin(TreatmentPlugin):

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroups
-from plasticity.masks import Removed
 from plasticity.methods.parameters import Entry
 from plasticity.methods.treatment import Treatment
 from plasticity.methods.whole_weights import OptimizerState, change_weights
 from plasticity.plugins.base import TreatmentPlugin
 from plasticity.plugins.removed import still_removed
 from plasticity.probe import Probe
+from plasticity.surgery.masks import Removed
 
 
 class WholeWeightPlugin(TreatmentPlugin):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.activity import Activity
 from plasticity.distributed import Group, add_up
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
-from plasticity.unit_statistics import Sums, sum_type
+from plasticity.watching.activity import Activity
+from plasticity.watching.unit_statistics import Sums, sum_type
 
 
 @dataclass(frozen=True)

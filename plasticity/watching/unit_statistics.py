@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plasticity.call_sums import CallSums, add_up, call_sums, sum_type
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup
 from plasticity.tracing.functions import NON_NEGATIVE
+from plasticity.watching.call_sums import CallSums, add_up, call_sums, sum_type
 
 __all__ = ["Sums", "UnitStatistics", "plainly", "sum_type"]
 

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.masks import Masks
-from plasticity.surgery import Index, units_index
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.single_units import Index, units_index
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # of every kind that treats each channel by itself
 

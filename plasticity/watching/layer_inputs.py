@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.unit_statistics import plainly, sum_type
+from plasticity.watching.unit_statistics import plainly, sum_type
 
 
 class InputSums:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import layer, unwrap
-from plasticity.optimizer_state import clean_state
+from plasticity.surgery.optimizer_state import clean_state
 
 
 class Removed(Protocol):

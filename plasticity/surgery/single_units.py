@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import Consumer, UnitGroup, Write, layer, unwrap
-from plasticity.masks import Masks
-from plasticity.optimizer_state import Moments, clean_state
-from plasticity.slices import Slices
+from plasticity.surgery.masks import Masks
+from plasticity.surgery.optimizer_state import Moments, clean_state
+from plasticity.surgery.slices import Slices
 
 Index = Tensor | Sequence[int]
 OUTGOING_SHARE = 0.1
@@ -66,7 +66,7 @@ def reinitialise(
         generator: Where fresh weights are drawn from, the same for every device; None: PyTorch's own, of the CPU.
         initial: Parameters and buffers at initialisation by qualified name, such as a copied `state_dict()`.
         masks: Removed connections, which stay removed.
-        moments: What becomes of second moments, see `plasticity.optimizer_state.clean_state`.
+        moments: What becomes of second moments, see `plasticity.surgery.optimizer_state.clean_state`.
         marked: (n,) bool on the model's device, which of the units named by number are meant; None: all. The others
             stay bit-equal, so that the device can decide how many units are made new.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from plasticity.errors import UserError
-from plasticity.slices import Slices
+from plasticity.surgery.slices import Slices
 
 Moments = Literal["young", "mean", "zero", "keep"]
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta")

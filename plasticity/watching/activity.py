@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
 from plasticity.tracing.hooks import HookSet, WatchingHook, watched
 from plasticity.tracing.passes import Pass, callers
 from plasticity.tracing.preserve import Uncompiled
-from plasticity.unit_statistics import Sums, UnitStatistics
+from plasticity.watching.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
+from plasticity.watching.unit_statistics import Sums, UnitStatistics
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
 
