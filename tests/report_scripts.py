@@ -2,12 +2,8 @@
 
 MANY = [f"method-{index}:option_number={index}" for index in range(26)]
 
-
 ACCURACY = 'section figure[data-key="learning_accuracy"]'
-
-
 LINES = "return document.querySelectorAll(arguments[0] + ' .mark-line path').length"
-
 
 WIDE = """const width = document.documentElement.clientWidth;
 return { page: document.documentElement.scrollWidth, width,
@@ -16,7 +12,6 @@ return { page: document.documentElement.scrollWidth, width,
     const box = found.getBoundingClientRect();
     return box.width && (box.right > width + 1 || box.left < -1);
   }).map((found) => found.outerHTML.slice(0, 120)) }"""
-
 
 CONTRAST = """
 const luminance = (color) => {
