@@ -1,7 +1,5 @@
 """Avalanche's own strategies by name, each with a tiny network that it can train, for tests of plugins beside them."""
 
-import warnings
-
 import torch
 from avalanche.benchmarks import nc_benchmark, ni_benchmark, split_online_stream
 from avalanche.models import BaseModel, IncrementalClassifier, MultiHeadClassifier, MultiTaskModule, SCRModel
@@ -127,20 +125,18 @@ def build(name, plugins, network=None, lr=0.05, **settings):
         given = {"model": SCRModel(model.features, nn.Linear(HIDDEN[1], 4))}
     elif name == "CWR*":
         arguments = {**arguments, "cwr_layer_name": "classifier"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return kind(
-            **given,
-            **{
-                "optimizer": optimizer,
-                "train_mb_size": BATCH,
-                "eval_mb_size": 8,
-                "plugins": list(plugins),
-                "evaluator": EvaluationPlugin(loggers=[Silent()]),
-                **arguments,
-                **settings,
-            },
-        )
+    return kind(
+        **given,
+        **{
+            "optimizer": optimizer,
+            "train_mb_size": BATCH,
+            "eval_mb_size": 8,
+            "plugins": list(plugins),
+            "evaluator": EvaluationPlugin(loggers=[Silent()]),
+            **arguments,
+            **settings,
+        },
+    )
 
 
 def learn(strategy, benchmark, evaluate=True, online=False):

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 
 import torch
@@ -41,7 +40,6 @@ def do(asked):
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     remove = CheckpointFiles.remove
     import benchmarks.training  # noqa: F401  # what forks are to have

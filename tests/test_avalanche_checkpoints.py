@@ -19,7 +19,7 @@ from plasticity.metrics.measured import MEASURES
 from plasticity.optim import UPGD
 from plasticity.plugins import TreatmentPlugin
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 
 ACTING = {
     "AdaptivePlugin": {"dead": 0.01},

@@ -78,7 +78,7 @@ HARDLY_ANY = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 @pytest.mark.parametrize("name", sorted(PLUGINS))
 def test_hardly_any_data_are_enough(name):
     for case, how in HARDLY_ANY.items():
@@ -87,7 +87,7 @@ def test_hardly_any_data_are_enough(name):
         assert values and all(bool(parameter.isfinite().all()) for parameter in model.parameters()), case
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 @pytest.mark.parametrize("name", sorted(PLUGINS))
 @pytest.mark.parametrize("quick", [False, True])
 def test_an_experience_without_samples_is_refused_by_number(name, quick):
@@ -96,13 +96,13 @@ def test_an_experience_without_samples_is_refused_by_number(name, quick):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 @pytest.mark.parametrize("name", sorted(PLUGINS))
 def test_a_sample_that_training_leaves_out_before_batch_normalisation_is_not_looked_at_alone(name):
     learn([made(name)], (5, 5), model=network(nn.BatchNorm1d(6)), drop_last=True)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 @pytest.mark.parametrize("name", sorted(PLUGINS))
 def test_models_without_hidden_units_or_without_weights_yet_are_refused_or_trained(name):
     for model in (nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3))):

@@ -18,7 +18,6 @@ from benchmarks.runner import run_one
 from benchmarks.streams import StreamSettings, get_benchmark
 from plasticity.loading import dataset_tensors
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 OF_THE_STREAM = 4
 """Objects of an experience that come to be counted once it was trained on: attribute dictionaries of the stream's own
 data sets, which Python makes when these are first copied."""

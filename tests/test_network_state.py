@@ -20,7 +20,7 @@ from plasticity.optim import UPGD
 from plasticity.plugins import ReDoPlugin
 from plasticity.surgery.removal import remove_units
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning:avalanche")
 INPUTS = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
 

@@ -13,7 +13,6 @@ from plasticity import find_units
 PARTS = {kind: max(10, SIZE.models // len(INPUTS)) for kind in INPUTS}
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", INPUTS)
 def test_private_units_of_random_models_leave_no_trace(kind):
     checked = []
@@ -45,7 +44,6 @@ def test_private_units_of_random_models_leave_no_trace(kind):
     assert len(checked) >= PARTS[kind]
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("operation", range(len(OPERATIONS)), ids=[each.__name__ for each in OPERATIONS])
 def test_every_step_fits_some_tensor(operation):
     """A step that never does anything would prove nothing."""

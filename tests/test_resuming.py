@@ -18,8 +18,6 @@ from benchmarks.training import train
 from plasticity.plugins import L2InitPlugin
 from strategies import STRATEGIES, Context, build_plugins, register
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture
 def registered():

@@ -12,7 +12,6 @@ from benchmarks.resuming import files as files_module
 from benchmarks.resuming.files import has_checkpoint
 from benchmarks.runner import run_one
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 EPOCHS = {"epochs": 1, "model": "mlp-3x128"}
 
 

@@ -94,15 +94,21 @@ def test_units_of_a_shared_layer_are_never_made_new(name):
 
 # --- quantised weights -----------------------------------------------------------------------------------------------
 
+QUANTISATION = pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated:DeprecationWarning",
+    "ignore:Please use quant_min and quant_max:UserWarning:torch",
+    "ignore:torch.quantize_per_tensor:UserWarning:torch",
+)
 
-@pytest.mark.filterwarnings("ignore")
+
+@QUANTISATION
 def test_quantised_networks_are_refused_in_words():
     model = torch.ao.quantization.quantize_dynamic(FixedHead(), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(UserError, match="has no hidden units: no Linear or Conv layer is followed by an activation"):
         plugins.ReDoPlugin().preview(model, [torch.rand(4, 8)])
 
 
-@pytest.mark.filterwarnings("ignore")
+@QUANTISATION
 def test_networks_prepared_for_quantisation_are_refused_in_words_and_left_as_they_are():
     """Its observers have no size before the first pass."""
     model = FixedHead().train()
