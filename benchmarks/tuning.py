@@ -1,10 +1,12 @@
 """Tuning: every method has the same number of configurations tried on the same seeds, which a comparison leaves out."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison.wording import DIVERGED, diverged_runs
 from benchmarks.settings import FORMAT, RunSettings
 from plasticity.errors import UserError
 from strategies import parse
@@ -48,12 +50,15 @@ def choose(tried: dict[str, list[str]], runs: Sequence[RunSettings], out: Path) 
         out: Where they are.
 
     Returns:
-        The content of tuned.json: "strategies" has for each name its "best" configuration and all "scores".
+        The content of tuned.json: "strategies" has for each name its "best" configuration and all "scores". Where runs
+        have diverged, "diverged" says how many of which configuration.
     """
     scores: dict[str, list[float]] = {}
+    diverged: Counter[str] = Counter()
     for run in runs:
-        measures = json.loads((out / run.folder / "result.json").read_text())["measures"]
-        scores.setdefault(run.strategy, []).append(float(measures[MEASURE]))
+        result = json.loads((out / run.folder / "result.json").read_text())
+        scores.setdefault(run.strategy, []).append(float(result["measures"][MEASURE]))
+        diverged[run.strategy] += "diverged" in result
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     config = runs[0].config()
     return {
@@ -64,10 +69,31 @@ def choose(tried: dict[str, list[str]], runs: Sequence[RunSettings], out: Path) 
         "settings": config["settings"],
         "environment": config["environment"],
         "strategies": {
-            name: {"best": max(options, key=lambda option: means[option]), "scores": {o: means[o] for o in options}}
+            name: {
+                "best": max(options, key=lambda option: means[option]),
+                "scores": {option: means[option] for option in options},
+                **({"diverged": found} if (found := {o: diverged[o] for o in options if diverged[o]}) else {}),
+            }
             for name, options in tried.items()
         },
     }
+
+
+def lines(tuned: Mapping[str, Any]) -> list[str]:
+    """Write for a person what tuning found.
+
+    Args:
+        tuned: As `choose` returned it.
+    """
+    written, told = [], False
+    for entry in tuned["strategies"].values():
+        for name, score in entry["scores"].items():
+            mark = diverged_runs(entry.get("diverged", {}).get(name, 0), len(tuned["seeds"]))
+            best = "*" if name == entry["best"] else " "
+            written.append(f"{score:.3f} {best} {', '.join(filter(None, [name, mark]))}")
+            told = told or bool(mark)
+    head = f"{MEASURE.replace('_', ' ')}; * is the best configuration of its strategy"
+    return [head, *written, *([DIVERGED] if told else [])]
 
 
 def read_tuned(path: Path, benchmark: str) -> dict[str, str]:

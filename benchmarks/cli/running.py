@@ -175,7 +175,7 @@ def _reporting(arguments: argparse.Namespace) -> AbstractContextManager[None]:
 
 def _tune(arguments: argparse.Namespace) -> None:
     from benchmarks.progress import Progress
-    from benchmarks.tuning import FIRST_SEED, MEASURE, choose, configurations
+    from benchmarks.tuning import FIRST_SEED, choose, configurations, lines
 
     tried = configurations(_names(arguments))
     names = list(dict.fromkeys(name for options in tried.values() for name in options))
@@ -184,8 +184,5 @@ def _tune(arguments: argparse.Namespace) -> None:
     tuned = choose(tried, runs, arguments.out)
     path = arguments.out / "tuned.json"
     path.write_text(json.dumps(tuned, indent=1, allow_nan=False) + "\n")
-    print(f"{MEASURE.replace('_', ' ')}; * is the best configuration of its strategy")
-    for entry in tuned["strategies"].values():
-        for name, score in entry["scores"].items():
-            print(f"{score:.3f} {'*' if name == entry['best'] else ' '} {name}")
+    print(*lines(tuned), sep="\n")
     print(f"written: {path}; use it with: python -m benchmarks run {arguments.benchmark} --tuned {path} …")

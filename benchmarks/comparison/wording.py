@@ -14,13 +14,23 @@ DIVERGED = "Diverged: the network or its loss was NaN or infinite after an exper
 """What it means that a run has diverged."""
 
 
+def diverged_runs(count: int, runs: int) -> str:
+    """Say how many of some runs have diverged; nothing if none has.
+
+    Args:
+        count: how many have.
+        runs: how many there are.
+    """
+    return f"{count} of {runs} diverged" if count else ""
+
+
 def diverged(row: Mapping[str, Any]) -> str:
-    """Say how many of a strategy's runs have diverged; nothing if none has.
+    """The same of a strategy.
 
     Args:
         row: its row of a comparison.
     """
-    return f"{row['diverged']} of {row['seeds']} diverged" if "diverged" in row else ""
+    return diverged_runs(row["diverged"], row["seeds"]) if "diverged" in row else ""
 
 
 @dataclass(frozen=True)

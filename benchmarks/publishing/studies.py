@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.publishing.documents import rounded, table
-from benchmarks.studies.tables import cell
+from benchmarks.studies.tables import Column, cell, marked
 
 KEPT = ("study", "question", "source", "command", "full", "seeds", "runs", "environment", "finding")
 
@@ -28,12 +28,10 @@ def markdown(published: dict[str, Any]) -> str:
     Args:
         published: What `content` returned.
     """
-    columns = published["columns"]
-    heads = [column["title"].replace("\n", " ") for column in columns]
-    rows = [[cell(row[column["key"]], column["digits"]) for column in columns] for row in published["rows"]]
-    meanings = [
-        f"*{head}*: {column['meaning']}" for head, column in zip(heads, columns, strict=True) if column["meaning"]
-    ]
-    notes = "; ".join(meanings) + ".\n\n" if meanings else ""
+    rows, columns, told = marked(published["rows"], [Column(**column) for column in published["columns"]])
+    heads = [column.title.replace("\n", " ") for column in columns]
+    cells = [[cell(row[column.key], column.digits) for column in columns] for row in rows]
+    meanings = [f"*{head}*: {column.meaning}" for head, column in zip(heads, columns, strict=True) if column.meaning]
+    notes = "".join(f"{note}\n\n" for note in [*(["; ".join(meanings) + "."] if meanings else []), *told])
     made = f"{published['runs']} runs, {published['seeds']} seeds: `{published['command']}`."
-    return f"{table(heads, rows)}\n{notes}{published['finding']}\n\n{made}\n"
+    return f"{table(heads, cells)}\n{notes}{published['finding']}\n\n{made}\n"

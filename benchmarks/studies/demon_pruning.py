@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.comparison.statistics import geometric_ratio
 from benchmarks.models import build_model
 from benchmarks.studies.step_time import step_ratio
-from benchmarks.studies.study import Asked, Finished, Report, Study, StudyRun, over_seeds, study_run
+from benchmarks.studies.study import Asked, Finished, Report, Study, StudyRun, last_treatment, over_seeds, study_run
 from benchmarks.studies.tables import Column, level, number, written
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -105,14 +105,15 @@ def _naive_row(front: Front, finished: Finished) -> dict[str, Any]:
         "parameters": over_seeds([finished[run]["parameters"] for run in front.naive]),
         "time": None,
         "step": None,
+        **finished.diverged(front.naive),
     }
 
 
 def _row(front: Front, strength: float, mode: str, finished: Finished) -> dict[str, Any]:
     some = front.pruned[strength, mode]
-    last = [finished[run]["treatments"][-1] for run in some]
-    left = np.array([entry["parameters"] for entry in last], dtype=float)
+    last = [last_treatment(finished[run]) for run in some]
     whole = np.array([finished[run]["parameters"] for run in front.naive], dtype=float)
+    left = np.array([of if each is None else each["parameters"] for each, of in zip(last, whole, strict=True)])
     accuracy = finished.measures(some, "average_accuracy")
     seconds = [[finished[run]["processor"]["seconds"] for run in each] for each in (some, front.naive)]
     return {
@@ -122,11 +123,12 @@ def _row(front: Front, strength: float, mode: str, finished: Finished) -> dict[s
         "accuracy": over_seeds(accuracy),
         "loss": over_seeds(finished.measures(front.naive, "average_accuracy") - accuracy),
         "dead": over_seeds(finished.measures(some, "dead_fraction")),
-        "units": over_seeds([entry["pruned_fraction"] for entry in last]),
+        "units": over_seeds([0.0 if each is None else each["pruned_fraction"] for each in last]),
         "weights": over_seeds(1 - left / whole),
         "parameters": over_seeds(left),
         "time": geometric_ratio(np.array(seconds[0]), np.array(seconds[1])),
         "step": None,
+        **finished.diverged(some),
     }
 
 

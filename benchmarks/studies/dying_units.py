@@ -206,6 +206,7 @@ def _row(point: Point, factor: str, finished: Finished) -> dict[str, Any]:
         "dead": over_seeds(finished.measures(point.runs, "dead_fraction")),
         "accuracy": over_seeds(finished.measures(point.runs, "late_learning_accuracy")),
         "rank": over_seeds(finished.measures(point.runs, "effective_rank")),
+        **finished.diverged(point.runs),
     }
 
 
@@ -220,6 +221,7 @@ def _summary(each: Series, finished: Finished) -> dict[str, Any]:
         "dead_last": over_seeds(finished.measures(last.runs, "dead_fraction")),
         "change": each.change,
         "most": each.most,
+        **finished.diverged(run for point in each.points for run in point.runs),
     }
 
 

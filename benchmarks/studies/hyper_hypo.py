@@ -110,6 +110,7 @@ class Outcome:
         accuracy: In the new domain.
         over_whole: Its difference from the whole network in the same situation, on the same seeds.
         over_random: Its difference from the random choice.
+        diverged: How many runs have, as `Finished.diverged` says it.
     """
 
     choice: Choice
@@ -117,6 +118,7 @@ class Outcome:
     accuracy: Interval
     over_whole: Interval | None
     over_random: Interval | None
+    diverged: dict[str, int]
 
 
 def outcomes(found: Iterable[Choice], finished: Finished, benchmark: str) -> list[Outcome]:
@@ -145,6 +147,7 @@ def outcomes(found: Iterable[Choice], finished: Finished, benchmark: str) -> lis
                 over_seeds(values),
                 None if units == "whole" else over_seeds(values - whole),
                 None if units in ("whole", "random") else over_seeds(values - random),
+                finished.diverged(run for choice in some for run in choice.runs),
             )
         )
     return compared
@@ -168,6 +171,7 @@ def _row(each: Outcome) -> dict[str, Any]:
         "accuracy": each.accuracy,
         "over_whole": each.over_whole,
         "over_random": each.over_random,
+        **each.diverged,
     }
 
 

@@ -60,7 +60,8 @@ class Report:
     """What came out of a study.
 
     Args:
-        rows: Of the table, each with an entry for every column: text, a number, an interval, or None where undefined.
+        rows: Of the table, each with an entry for every column: text, a number, an interval, or None where undefined;
+            and with what `Finished.diverged` returns.
         finding: One paragraph in plain words.
         summary: Fewer rows, likewise, to be shown to people in place of the others.
     """
@@ -87,6 +88,11 @@ class Finished:
         """Return a measure of some runs, in their order, NaN where it is undefined."""
         values = [self[run]["measures"][name] for run in runs]
         return np.array([np.nan if value is None else value for value in values])
+
+    def diverged(self, runs: Iterable[StudyRun]) -> dict[str, int]:
+        """Return what a row says of its runs if any has diverged: "diverged", how many, of how many "runs"."""
+        marks = ["diverged" in self[run] for run in runs]
+        return {"diverged": sum(marks), "runs": len(marks)} if any(marks) else {}
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,11 @@ class Study:
     report: Callable[[Asked, Finished], Report]
     modules: tuple[str, ...] = ()
     summary_columns: tuple[Column, ...] = ()
+
+
+def last_treatment(result: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the last intervention of a run reported; None: there was none, or all were withheld."""
+    return next((entry for entry in reversed(result["treatments"]) if "withheld" not in entry), None)
 
 
 def over_seeds(values: np.ndarray | Sequence[float]) -> Interval:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.comparison.statistics import Interval
+from benchmarks.comparison.wording import DIVERGED, NOTE, diverged_runs
 
 WIDTH = 110
-NOTE = "± and [low, high]: 95% interval over seeds. A dash: undefined."
 Row = Mapping[str, Any]
 
 
@@ -69,8 +69,26 @@ def cell(value: Any, digits: int) -> str:
     return value if isinstance(value, str) else level(value) if isinstance(value, float) else str(value)
 
 
+def marked(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[Row], list[Column], list[str]]:
+    """Add to a table what is to be said of runs that have diverged; where none has, it stays as it is.
+
+    Args:
+        rows: As in `benchmarks.studies.study.Report`.
+        columns: Of the table.
+
+    Returns:
+        The rows; the columns, with a last one without a title; and what it means, a sentence or none.
+    """
+    if not any("diverged" in row for row in rows):
+        return list(rows), list(columns), []
+    words = [diverged_runs(row.get("diverged", 0), row.get("runs", 0)) for row in rows]
+    said = [{**row, "diverged": text} for row, text in zip(rows, words, strict=True)]
+    return said, [*columns, Column("diverged", "")], [DIVERGED]
+
+
 def plain_text(question: str, rows: Sequence[Row], columns: Sequence[Column], finding: str) -> str:
     """Write a study for a person: its question, its table and its finding."""
+    rows, columns, told = marked(rows, columns)
     heads = [column.title.split("\n") for column in columns]
     depth = max(map(len, heads))
     lines = [[*[""] * (depth - len(head)), *head] for head in heads]
@@ -85,18 +103,22 @@ def plain_text(question: str, rows: Sequence[Row], columns: Sequence[Column], fi
     table = [joined([head[line] for head in lines]) for line in range(depth)]
     table += ["-" * (sum(widths) + 2 * len(widths) - 2), *map(joined, body)]
     meanings = [f"{column.title.replace(chr(10), ' ')}: {column.meaning}" for column in columns if column.meaning]
-    paragraphs = [question, "", *table, "", *meanings, NOTE, "", *textwrap.wrap(finding, WIDTH)]
+    paragraphs = [question, "", *table, "", *meanings, NOTE, *told, "", *textwrap.wrap(finding, WIDTH)]
     return "\n".join(paragraphs) + "\n"
 
 
 def csv_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Write the rows in full precision; an interval takes the columns KEY_mean, KEY_low and KEY_high."""
+    """Write the rows in full precision; an interval takes the columns KEY_mean, KEY_low and KEY_high.
+
+    Where runs have diverged, a last column says how many.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     intervals = {c.key for c in columns if any(isinstance(row[c.key], Mapping) for row in rows)}
     parts = ("mean", "low", "high")
     names = [[f"{c.key}_{part}" for part in parts] if c.key in intervals else [c.key] for c in columns]
-    writer.writerow([name for some in names for name in some])
+    told = any("diverged" in row for row in rows)
+    writer.writerow([*(name for some in names for name in some), *(["diverged"] if told else [])])
     for row in rows:
         values: list[Any] = []
         for column in columns:
@@ -105,7 +127,8 @@ def csv_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
                 values += [None] * 3 if value is None else [value[part] for part in parts]
             else:
                 values.append(value)
-        writer.writerow(["" if value is None else value for value in values])
+        last = [row.get("diverged", 0)] if told else []
+        writer.writerow([*("" if value is None else value for value in values), *last])
     return stream.getvalue()
 
 

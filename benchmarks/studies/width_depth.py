@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison.statistics import excludes_zero
-from benchmarks.studies.study import Asked, Finished, Report, Study, StudyRun, over_seeds, study_run
+from benchmarks.studies.study import Asked, Finished, Report, Study, StudyRun, last_treatment, over_seeds, study_run
 from benchmarks.studies.tables import Column, written
 
 STRATEGIES = {
@@ -89,6 +89,7 @@ def report(asked: Asked, finished: Finished) -> Report:
                     "removed": over_seeds([_removed(finished[run]) for run in some]),
                     "accuracy": over_seeds(accuracy[title]),
                     "gain": None if title == "naive" else over_seeds(accuracy[title] - accuracy["naive"]),
+                    **finished.diverged(some),
                 }
             )
         gains.append((size, dead, accuracy))
@@ -97,7 +98,8 @@ def report(asked: Asked, finished: Finished) -> Report:
 
 def _removed(result: dict[str, Any]) -> float:
     """Share of the weights of stripped layers that are gone at the end."""
-    return float(result["treatments"][-1]["removed_fraction"]) if result["treatments"] else 0.0
+    last = last_treatment(result)
+    return 0.0 if last is None else float(last["removed_fraction"])
 
 
 def _finding(gains: list[tuple[Size, dict[str, np.ndarray], dict[str, np.ndarray]]]) -> str:
