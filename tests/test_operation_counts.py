@@ -96,7 +96,7 @@ def test_no_step_waits_for_the_device(name, build, half, monkeypatch):
         return  # which has no place for it
     make, shape = BUILDS[build]
     driver = Steps(name, make(), shape, "meta", half)
-    for place in "base", "observing", "demon_pruning":  # where nothing has a value units cannot be found
+    for place in "treating", "observing", "demon_pruning":  # where nothing has a value units cannot be found
         monkeypatch.setattr(f"plasticity.plugins.{place}.find_units", lambda *args, **kwargs: driver.units)
     for _ in range(4):
         driver.step()

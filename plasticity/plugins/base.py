@@ -1,21 +1,18 @@
-"""What all plugins share: when they act, on which inputs, and how they report."""
+"""What plugins share that treat: when they act in a strategy, on which inputs, and how they report."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
 from avalanche.benchmarks import OnlineCLExperience
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.utils import _at_task_boundary
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from plasticity.distributed import batches_of_all, group_of, require_agreement, share_buffers
 from plasticity.errors import UserError
-from plasticity.exclusion import Exclude, Exclusion
+from plasticity.exclusion import Exclude
 from plasticity.finiteness import CheckedProbe, NonFiniteError, nonfinite_weights
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.treatment import Treatment
@@ -25,17 +22,17 @@ from plasticity.plugins.parts import Parts
 from plasticity.plugins.publishing import publish
 from plasticity.plugins.removed import removed_units, still_removed
 from plasticity.plugins.reporting import Reporting
+from plasticity.plugins.treating import Treating
 from plasticity.plugins.withholding import nonfinite_loss, withhold
-from plasticity.preview import Preview, changed_parameters, sizes, twins
+from plasticity.preview import Preview
 from plasticity.probe import Probe, RecentInputs
-from plasticity.units import find_units
-from plasticity.values import check_count, check_flag, check_seed
+from plasticity.values import check_flag
 from plasticity.watching.unit_statistics import UnitStatistics
 
 Every = str | int
 
 
-class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=True):
+class TreatmentPlugin(Treating, Reporting, SupervisedPlugin[Any], supports_distributed=True):
     """A plugin that treats hidden units at chosen times, judged on the latest training inputs.
 
     Subclasses implement `treat`, and `tell_others` if other plugins have to follow.
@@ -60,14 +57,10 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
         UserError: If an argument has no meaning.
     """
 
-    method = "treatment"
     acts: Collection[str] = ("moves",)
 
     def __init_subclass__(cls, supports_distributed: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(supports_distributed=supports_distributed, **kwargs)
-
-    needs_private = False
-    """Whether units can be treated in private groups alone."""
 
     def __init__(
         self,
@@ -79,27 +72,21 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
         exclude: Exclude = None,
         dry_run: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
+        SupervisedPlugin.__init__(self)  # type: ignore[no-untyped-call]  # Avalanche does not annotate it
         if every not in ("experience", "epoch") and not _is_count(every):
             raise UserError(f'every must be "experience", "epoch" or a whole number of iterations, not {every!r}')
-        check_count("probe_samples", probe_samples, 1)
+        Treating.__init__(self, probe_samples=probe_samples, seed=seed, groups=groups, exclude=exclude)
         self.every = every
-        self.probe_samples = probe_samples
-        self.groups = None if groups is None else UnitGroups(groups)
-        self.excluded = Exclusion(exclude)
         self.dry_run = check_flag("dry_run", dry_run)
         self.latest: Preview | None = None
         self.history: list[dict[str, Any]] = []
         self.reported = 0
-        self._generator_state = torch.Generator().manual_seed(check_seed(seed)).get_state()
         self._recent = RecentInputs(probe_samples)
         self._online = 0
         self._shown = Parts()
         self._last_part = True
         self._iterations = 0
         self._units: UnitGroups | None = None
-        self._left_alone: dict[str, str] = {}
-        self._removed: dict[str, Tensor] = {}  # units that are gone for good, but still in place
 
     # --- for subclasses ----------------------------------------------------------------------------------------
 
@@ -107,18 +94,6 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
     def between(self) -> bool:
         """Whether the plugin acts before an experience."""
         return self.every == "experience"
-
-    def treat(
-        self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
-    ) -> Treatment | None:
-        """Treat the network; returns what was done, or None if there is nothing to report."""
-        raise NotImplementedError
-
-    def take_hold(self, model: nn.Module) -> None:
-        """Look up in a network what `treat` will need of it; by default nothing."""
-
-    def learn_from(self, trial: Any) -> None:
-        """Keep what a copy of the plugin has noted of a treatment for a report; by default nothing."""
 
     def tell_others(self, strategy: Any, report: Treatment) -> None:
         """Tell the strategy's other plugins of a change beneath them, right after a treatment; by default nothing.
@@ -179,38 +154,6 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
         """
         return self.units_of(strategy.model, lambda: self._recent.probe(strategy.device).example())
 
-    def units_of(self, model: nn.Module, example: Callable[[], tuple[Any, ...]]) -> UnitGroups:
-        """Find the units of a model that may be treated; arguments as for `find_units`, the example only if needed.
-
-        Raises:
-            UserError: If it has none.
-        """
-        units = find_units(model, example()) if self.groups is None else self.groups
-        if len(units) == 0:
-            raise UserError(
-                f"{type(self).__name__}: the model ({type(model).__name__}) has no hidden units: "
-                "no Linear or Conv layer is followed by an activation"
-            )
-        return self.treatable(model, units)
-
-    def treatable(self, model: nn.Module, units: UnitGroups) -> UnitGroups:
-        """Return the groups that may be treated, and note why others may not.
-
-        Args:
-            model: The network.
-            units: Its groups.
-
-        Raises:
-            UserError: If none may.
-        """
-        self._left_alone = self.excluded.left_alone(model, units)
-        found = self.excluded.treatable(model, units)
-        if len(units) and len(found) == 0:
-            reasons = "; ".join(f"'{name}': {reason}" for name, reason in self._left_alone.items())
-            what = "exclude leaves no hidden units to treat" if self.excluded else "there are no units to treat"
-            raise UserError(f"{type(self).__name__}: {what}: {reasons}")
-        return found
-
     def probe(self, strategy: Any) -> Probe:
         """Return the training samples on which the plugin judges units, those of all processes."""
         group = group_of(strategy.model)
@@ -252,8 +195,7 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
         if self._units is None:
             self._units = self.resolve(strategy)
         gone, self._removed = still_removed(strategy), removed_units(strategy)
-        generator = torch.Generator()
-        generator.set_state(self._generator_state)
+        generator = self._own_generator()
         probe = CheckedProbe(self.probe(strategy).batches)
         if wrong is not None:
             probe.watch(strategy.model, self._units)  # which may know the reason
@@ -278,67 +220,6 @@ class TreatmentPlugin(Reporting, SupervisedPlugin[Any], supports_distributed=Tru
         self.report({"experience": experience, "iteration": self._iterations, **report.as_dict(), **told})
         numbers = {**report.counts, "output_shift": report.output_shift}
         publish(strategy, report.method, numbers, dry_run=self.dry_run)
-
-    # --- trying it ---------------------------------------------------------------------------------------------
-
-    def preview(
-        self,
-        model: nn.Module,
-        batches: Iterable[Tensor | tuple[Any, ...]],
-        optimizer: Optimizer | None = None,
-    ) -> Preview:
-        """Say what would be treated now, and why. Neither the network nor the plugin changes.
-
-        Args:
-            model: The network.
-            batches: Inputs of training mini-batches on which units are judged: the input, or a tuple of the model's
-                positional inputs. The latest are taken where there are more samples than `probe_samples`.
-            optimizer: The network's optimizer.
-
-        Returns:
-            What would be treated; `print` shows it.
-
-        Raises:
-            UserError: If the network has no units to treat, is not finite, or cannot be copied; says so for methods
-                that need more than inputs, which `dry_run=True` gives them.
-        """
-        recent = RecentInputs(self.probe_samples)
-        for batch in batches:
-            recent.add(batch if isinstance(batch, tuple) else (batch,))
-        reason = nonfinite_weights(model)
-        if reason is not None:
-            raise UserError(f"{type(self).__name__} would treat nothing: {reason}")
-        probe = CheckedProbe(recent.probe().batches)
-        units = self.units_of(model, probe.example)
-        generator = torch.Generator()
-        generator.set_state(self._generator_state)
-        used = optimizer if optimizer is not None else torch.optim.SGD([nn.Parameter(torch.zeros(()))])
-        try:
-            return self._rehearse(model, units, probe, used, generator)
-        except NonFiniteError as found:
-            raise UserError(f"{type(self).__name__} would treat nothing: {found}") from None
-
-    def _rehearse(
-        self,
-        model: nn.Module,
-        units: UnitGroups,
-        probe: Probe,
-        optimizer: Optimizer,
-        generator: torch.Generator,
-        strategy: Any = None,
-    ) -> Preview:
-        """Let a copy of the plugin treat a copy of the network."""
-        network, copied = twins(model, optimizer)
-        cuda = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-        trial = copy.deepcopy(self, {id(strategy): strategy})
-        trial.take_hold(network)
-        with torch.random.fork_rng(devices=cuda):
-            report = trial.treat(network, units, probe, copied, generator)
-        self.learn_from(trial)
-        written = changed_parameters(model, network)
-        left_alone = {group.name: str(group.reason) for group in units if self.needs_private and not group.private}
-        treatable = UnitGroups(group for group in units if group.name not in left_alone)
-        return Preview(self.method, report, sizes(treatable), {**left_alone, **self._left_alone}, written)
 
     # --- state -------------------------------------------------------------------------------------------------
 
