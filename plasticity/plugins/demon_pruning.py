@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, get_args
 
 import torch
-from avalanche.training.utils import _at_task_boundary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,29 +16,17 @@ from plasticity.errors import UserError
 from plasticity.exclusion import Exclude
 from plasticity.groups import UnitGroup, UnitGroups
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
-from plasticity.methods.demon_noise import AsymmetricNoise, NoiseGenerators, live_units
-from plasticity.methods.demon_pruning import (
-    PRESETS,
-    Mode,
-    Penalised,
-    Pruning,
-    add_penalty_gradient,
-    penalised,
-    prune_dead_units,
-)
-from plasticity.methods.latest_activity import MagnitudeActivity
+from plasticity.methods.demon_pruning import PRESETS, Mode, Pruning, prune_dead_units
 from plasticity.methods.treatment import Treatment
 from plasticity.plugins.arguments import choose_rule
 from plasticity.plugins.base import Every, TreatmentPlugin
 from plasticity.plugins.beside import starts_anew
+from plasticity.plugins.demon_push import Push
 from plasticity.plugins.following import follow_removal, refuse_followers
 from plasticity.plugins.inputs import model_inputs
-from plasticity.plugins.loss_scale import LossScale
-from plasticity.plugins.observing import ForwardObserver
 from plasticity.plugins.removed import removed_by
 from plasticity.preview import Preview
 from plasticity.probe import Probe, RecentInputs, balanced
-from plasticity.schedules import one_cycle
 from plasticity.surgery.masks import Masks
 from plasticity.surgery.removal import Removal
 from plasticity.units import find_units
@@ -118,15 +104,9 @@ class DemonPruningPlugin(TreatmentPlugin):
         self.total_steps = total_steps
         self.pruned = PrunedUnits()
         self._labels = RecentInputs(probe_samples)
-        self._step = 0
-        self._steps = total_steps
-        self._generators = NoiseGenerators(seed)
-        self._observer = ForwardObserver(partial(MagnitudeActivity, private=False), self.groups)
+        self._push = Push(self.rule, total_steps, seed, self.groups, self.excluded, idle=self.dry_run)
         self._done: Pruning | None = None
         self._model: weakref.ref[nn.Module] | None = None
-        self._penalised: list[Penalised] | None = None
-        self._scale = LossScale()
-        self._noise: AsymmetricNoise | None = None
         self._bound: BoundPrunedUnits | None = None
 
     @property
@@ -141,9 +121,7 @@ class DemonPruningPlugin(TreatmentPlugin):
 
     def strength(self, peak: float) -> float:
         """Return the present value of a peak strength on the one-cycle schedule; 0 where nothing is to be done."""
-        if self.dry_run:
-            return 0.0
-        return one_cycle(self._step, round(self.rule.span * (self._steps or 0)), peak)
+        return self._push.strength(peak)
 
     def treat(
         self, model: nn.Module, units: UnitGroups, probe: Probe, optimizer: Optimizer, generator: torch.Generator
@@ -171,33 +149,26 @@ class DemonPruningPlugin(TreatmentPlugin):
         super().before_training_exp(strategy, *args, **kwargs)
         self._recent.limit = min(POOL * self.probe_samples, self._online or len(strategy.adapted_dataset))
         self._labels.limit = self._recent.limit
-        if self.total_steps is None and _at_task_boundary(strategy.experience):
-            self._step, self._steps = 0, None
+        self._push.begin_experience(strategy)
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Count the steps of the cycle, now that other plugins have had their say on the data."""
         if self.active and self.mode == "shrink":
             refuse_followers(self, strategy)  # who keeps numbers since this experience began
-        if self.active and self._steps is None:
-            self._steps = _steps(strategy)
+        if self.active:
+            self._push.count_steps(strategy)
 
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Watch the strategy's own forward pass, to see which units are live."""
-        if self.rule.gate == "units" and self.strength(self.rule.noise_std) > 0:
-            self._observer.begin(strategy)
+        self._push.before_forward(strategy)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Make ready to see by how much the loss is scaled."""
-        if self.strength(self.rule.regularisation) > 0:
-            self._scale.ask(strategy)
+        self._push.before_backward(strategy)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the gradient of the penalty."""
-        strength, scale = self.strength(self.rule.regularisation), self._scale.take(strategy, self)
-        if strength > 0:
-            if self._penalised is None:
-                self._penalised = penalised(strategy.model, self._present_units(strategy), self.rule.regularise)
-            add_penalty_gradient(self._penalised, strength, scale)
+        self._push.penalise(strategy, self._present_units, self)
 
     def before_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep pruned units out of the gradient."""
@@ -207,21 +178,13 @@ class DemonPruningPlugin(TreatmentPlugin):
 
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the noise, and keep pruned units at 0."""
-        std = self.strength(self.rule.noise_std)
-        if std > 0:
-            if self._noise is None:
-                spared = self.excluded.tensors(strategy.model)
-                self._noise = AsymmetricNoise(strategy.model, self._present_units(strategy), self.rule.gate, spared)
-            self._observer.require_pass(strategy)
-            if self._observer.activity is not None:
-                self._observer.activity.put_together(len(strategy.mb_x), group_of(strategy.model))
-            self._noise.add(self._live(), std, self._generators.of(strategy.model))
+        if self._push.add_noise(strategy, self._present_units):
             for removed in removed_by(strategy):  # by others: the noise may have hit it
                 if removed is not self.pruned:
                     removed.apply(strategy.model)
         if self._bound is not None:
             self._bound.apply()
-        self._step += 1
+        self._push.advance()
 
     def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the latest inputs with their labels, and prune if it is time."""
@@ -236,7 +199,7 @@ class DemonPruningPlugin(TreatmentPlugin):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Leave no hook on the model between experiences, and hold none of its parameters."""
-        self._observer.end()
+        self._push.look_away()
         self._unbind()
 
     def intervene(self, strategy: Any) -> None:
@@ -279,28 +242,16 @@ class DemonPruningPlugin(TreatmentPlugin):
     # --- helpers -----------------------------------------------------------------------------------------------
 
     def _unbind(self) -> None:
-        self._penalised = self._noise = self._bound = None
+        self._push.unbind()
+        self._bound = None
 
     def _present_units(self, strategy: Any) -> UnitGroups:
         if self._units is None:
-            activity = self._observer.activity  # has looked at this very model if it is watched in this step
-            if self.groups is not None:
-                units = self.groups
-            elif activity is not None and self.rule.gate == "units" and self.strength(self.rule.noise_std) > 0:
-                units = activity.units
-            else:
+            units = self.groups if self.groups is not None else self._push.watched
+            if units is None:
                 units = find_units(strategy.model, Probe([model_inputs(strategy)]).example())
             self._units = self.excluded.treatable(strategy.model, units)
         return self._units
-
-    def _live(self) -> dict[str, Tensor]:
-        """Return which units fired in the latest passes, (size,) bool by group name, and forget these passes."""
-        activity = self._observer.activity
-        if activity is None:
-            return {}
-        live = live_units(activity)
-        activity.clear()
-        return live
 
     # --- state -------------------------------------------------------------------------------------------------
 
@@ -309,9 +260,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         return {
             **super().state_dict(),
             "pruned": self.pruned.state_dict(),
-            "step": self._step,
-            "steps": self._steps,
-            "noise": self._generators.state_dict(),
+            **self._push.state_dict(),
             "labels": [batch[0].clone() for batch in self._labels.batches()],
         }
 
@@ -319,9 +268,7 @@ class DemonPruningPlugin(TreatmentPlugin):
         """Take over what `state_dict` returned between two experiences; the model is as small then as it was."""
         super().load_state_dict(state)
         self.pruned.load_state_dict(state["pruned"])
-        self._step = int(state["step"])
-        self._steps = None if state["steps"] is None else int(state["steps"])
-        self._generators.load_state_dict(state["noise"])
+        self._push.load_state_dict(state)
         self._labels = RecentInputs(self._recent.limit)
         for labels in state["labels"]:
             self._labels.add((labels,))
@@ -329,23 +276,4 @@ class DemonPruningPlugin(TreatmentPlugin):
         self._unbind()
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped: dict[str, Any] = {
-            "_penalised": None,
-            "_noise": None,
-            "_bound": None,
-            "_model": None,
-        }
-        return {**super().__getstate__(), **dropped}
-
-
-def _steps(strategy: Any) -> int:
-    """Return how many steps a strategy takes until the next boundary that it is told of."""
-    experience = strategy.experience
-    online = hasattr(experience, "access_task_boundaries")
-    try:
-        number = len(strategy.dataloader)
-    except TypeError:
-        number = 0
-    if number == 0 or (online and not experience.access_task_boundaries):
-        raise UserError("DemonPruningPlugin: the number of steps is not known in this stream; give total_steps")
-    return int(strategy.train_epochs) * number * int(experience.sub_stream_length if online else 1)
+        return {**super().__getstate__(), "_bound": None, "_model": None}
