@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def resolve(
 
 def environment(device: str) -> dict[str, str]:
     """Return the versions and the machine that a run's numbers came from."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
@@ -175,6 +176,8 @@ def environment(device: str) -> dict[str, str]:
         "platform": platform.platform(),
         "cpu": _processor(),
     }
+    with suppress(PackageNotFoundError):  # watching goes on without it, in other digits
+        found["numba"] = version("numba")
     if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(device)
     return found

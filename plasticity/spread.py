@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from plasticity.groups import UnitGroup
 from plasticity.probe import Probe
 from plasticity.watching.activity import Activity
+from plasticity.watching.passes import Look, Looker
 from plasticity.watching.unit_statistics import Sums, UnitStatistics, plainly, sum_type
 
 BINS = 16
@@ -122,11 +123,16 @@ class _SpreadActivity(Activity):
             found[name] = SpreadStatistics(stat.fired, stat.count, stat.mean, stat.mean_abs, std, entropy)
         return found
 
-    def _seen(self, sums: Sums, activations: Tensor) -> None:
-        super()._seen(sums, activations)  # checks the shape
-        if activations.numel():
-            with plainly():
-                self._spreads[sums.group.name].add(_observations(sums, activations.detach()))
+    def _look(self, sums: Sums) -> Looker:
+        first = super()._look(sums)  # it checks the shape
+
+        def look(activations: Tensor) -> None:
+            first.add(activations)
+            if activations.numel():
+                with plainly():
+                    self._spreads[sums.group.name].add(_observations(sums, activations.detach()))
+
+        return Look(look)
 
 
 def _observations(sums: Sums, h: Tensor) -> Tensor:

@@ -32,14 +32,15 @@ class OwnPasses:
         self.own = self.watched = 0
         self.others = []
         patch = monkeypatch.setattr
-        enter, run = Activity._enter_forward, Probe._run
+        enter, run = Activity._entered, Probe._run
 
-        def entered(activity, module, *args):
-            enter(activity, module, *args)
-            if activity._pass.modules and self.inside:  # it does not look away
+        def entered(activity):
+            looks = enter(activity)
+            if looks and self.inside:
                 self.watched += 1
-            elif activity._pass.modules and not self.probing:
-                self.others.append(module)
+            elif looks and not self.probing:
+                self.others.append(activity.model)
+            return looks
 
         def ran(probe, model):
             self.probing = True
@@ -48,7 +49,7 @@ class OwnPasses:
             finally:
                 self.probing = False
 
-        patch(Activity, "_enter_forward", entered)
+        patch(Activity, "_entered", entered)
         patch(Probe, "_run", ran)
         self.patch = patch
 
@@ -128,4 +129,4 @@ def left_hooks(model):
         for module in model.modules()
         if module not in heads
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
+    ] + [name for name, module in model.named_modules() if "_compiled_call_impl" in vars(module)]

@@ -210,7 +210,7 @@ def strategy_names(draw, wild=True):
     """Draw the name of a strategy with options, or of several combined, some of them misspelt if they may be wild."""
     parts = []
     for _ in range(draw(st.sampled_from((1, 1, 1, 2)))):
-        names = [*STRATEGIES, *STRATEGIES, *(["reedo", "Naive", "", "../naive"] if wild else [])]
+        names = [*OPTIONS, *OPTIONS, *(["reedo", "Naive", "", "../naive"] if wild else [])]
         name = draw(st.sampled_from(names))
         known = [*OPTIONS.get(name, ()), *(["taw", "every"] if wild else [])]
         options = draw(st.lists(st.sampled_from(known), max_size=2, unique=not wild)) if known else []

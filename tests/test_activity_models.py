@@ -52,7 +52,7 @@ def test_groups_that_do_not_fit():
         model(x)
     rnn = nn.Sequential(nn.Linear(4, 5), nn.LSTM(5, 6))
     with (
-        pytest.raises(UserError, match="group '0': '1' returns a tuple"),
+        pytest.raises(UserError, match="'1' returns a tuple, no tensor"),
         watch(rnn, [UnitGroup("0", 5, "tanh", at="1")]),
     ):
         rnn(x)

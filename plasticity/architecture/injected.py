@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from plasticity.errors import UserError
 from plasticity.tracing.preserve import compile_anew
+from plasticity.tracing.unwatched import unwatched
 
 
 class Injection(nn.Module):
@@ -149,7 +150,7 @@ class Injection(nn.Module):
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
-        """Run the head without hooks, which are about the new part, and without dropout; batch statistics stay."""
+        """Run the head without hooks or watchers, who are about the new part, nor dropout; batch statistics stay."""
         modules = [module for head in self._head for module in head.modules()]
         kept = [
             {key: vars(module)[key] for key in ("_forward_pre_hooks", "_forward_hooks", "training")}
@@ -160,7 +161,8 @@ class Injection(nn.Module):
                 vars(module).update(_forward_pre_hooks=OrderedDict(), _forward_hooks=OrderedDict())
                 if not isinstance(getattr(module, "running_mean", None), Tensor):
                     vars(module)["training"] = False
-            yield
+            with unwatched():
+                yield
         finally:
             for module, state in zip(modules, kept, strict=True):
                 vars(module).update(state)

@@ -16,6 +16,7 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
 from plasticity.watching.activity import Activity
+from plasticity.watching.passes import Look, Looker
 from plasticity.watching.unit_statistics import Sums, sum_type
 
 
@@ -105,6 +106,13 @@ class LatestActivity(Activity):
         if group is not None:
             (self.latest,), samples = sums_of_all([self.latest], self.units, samples, group)
         return samples
+
+    def _look(self, sums: Sums) -> Looker:
+        return Look(partial(self._seen, sums))
+
+    def _seen(self, sums: Sums, activations: Tensor) -> None:
+        """Note the activations of a call."""
+        raise NotImplementedError
 
     def _sum(self, sums: Sums, values: Tensor, dtype: torch.dtype, to: dict[str, BatchSums]) -> None:
         name = sums.group.name

@@ -64,7 +64,7 @@ class TrainingWatch:
         self._begin()
 
     def rest(self) -> None:
-        """Take every hook off, until training goes on."""
+        """Watch no more, until training goes on."""
         if self.observer is not None:
             self.observer.end()
 

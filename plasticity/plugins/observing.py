@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
+from operator import is_
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Follower(Generic[Made]):
         self._make, self._groups = make, groups
         self._made: Made | None = None
         self._model: nn.Module | None = None
+        self._given: nn.Module | None = None  # the same, as the strategy holds it, perhaps wrapped
         self._structure: Any = None
         self._parts: _Parts | None = None
 
@@ -46,17 +48,17 @@ class Follower(Generic[Made]):
         Raises:
             UserError: If the units of the model cannot be found or watched.
         """
-        model = unwrap(strategy.model)
-        if self._made is not None and model is self._model and self._parts is not None and self._parts.same():
+        if self._made is not None and strategy.model is self._given and self._parts is not None and self._parts.same():
             return self._made
         refuse_replicas(strategy.model)
+        model = unwrap(strategy.model)
         self.before_following()
         structure = structure_of(model)
         if self._made is None or self._model is not model or self._structure != structure:
             self.before_renewal()
             units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
             self._made, self._model, self._structure = self._make(model, units), model, structure
-        self._parts = _Parts(model)
+        self._given, self._parts = strategy.model, _Parts(model)
         return self._made
 
     def renew(self) -> None:
@@ -72,15 +74,15 @@ class Follower(Generic[Made]):
         """Save what the present thing holds, before another one takes its place; for subclasses."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None, "_model": None, "_structure": None, "_parts": None}
+        return {**self.__dict__, "_made": None, "_model": None, "_given": None, "_structure": None, "_parts": None}
 
 
 class ForwardObserver(Follower[Watching]):
     """Watches one forward pass at a time.
 
-    That is the one that the strategy runs by its `forward`. Until then and after it the hooks that are still on the
-    model look away, so that passes of the same model that other plugins run, copies of it, and the search for units by
-    another observer are as if nobody watched. `end` takes them off.
+    That is the one that the strategy runs by its `forward`. Until then and after it nothing is left on the model, so
+    that passes of it that other plugins run, copies of it, and the search for units by another observer are as if
+    nobody watched.
 
     Args:
         make: Makes what watches, from a model and its groups; to be pickled with the observer.
@@ -110,23 +112,18 @@ class ForwardObserver(Follower[Watching]):
         Raises:
             TraceError: If the units of the model cannot be found.
         """
-        self.rest()  # a pass that never came, or was interrupted
+        if (self._pass is not None and self._pass.awaited) or (self._made is not None and self._made.attached):
+            self.rest()  # a pass never came
         self._announced += 1
         if (self._announced - 1) % self._every == 0:
             self._pass = OwnPass(strategy, self.follow(strategy).attach_for_one_pass)
 
     def rest(self) -> None:
-        """Look away until the next `begin`; where that will not watch, hooks are taken off."""
-        self._cancel()
-        if self._made is not None:
-            if self._every > 1:
-                self._made.detach()
-            else:
-                self._made.look_away()
-
-    def _cancel(self) -> None:
+        """Look away until the next `begin`."""
         if self._pass is not None:
             self._pass.awaited = False
+        if self._made is not None and self._made.attached:
+            self._made.look_away()
 
     def restart_count(self) -> None:
         """Let the next pass be the first of `every`."""
@@ -144,13 +141,14 @@ class ForwardObserver(Follower[Watching]):
             )
 
     def end(self) -> None:
-        """Take every hook off the model."""
-        self._cancel()
+        """Watch no more, until the next `begin`, when the model may be another."""
+        if self._pass is not None:
+            self._pass.awaited = False
         if self._made is not None:
             self._made.detach()
 
     def before_following(self) -> None:
-        """Take the hooks off modules that may no longer be the model's."""
+        """Let go of the modules, which may no longer be the model's."""
         self.end()
 
 
@@ -193,6 +191,8 @@ def structure_of(model: nn.Module) -> Any:
 class _Parts:
     """The modules and parameters that a model consists of, to be compared before every forward pass.
 
+    As little is compared as says all: it is in no cache by then, and to fetch it takes longer than to compare it.
+
     Args:
         model: The network.
     """
@@ -200,14 +200,16 @@ class _Parts:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._training = model, model.training
         modules = list(model.modules())
-        self._children = [module._modules for module in modules]
+        # PyTorch's own layers do not use what else they hold:
+        self._children = [each._modules for each in modules if each._modules or not _is_plain(each)]
         self._children_then = [*map(dict, self._children)]  # modules are equal only to themselves
-        self._owned = [module._parameters for module in modules]
+        self._owned = [each._parameters for each in modules if each._parameters or not _is_plain(each)]
         self._parameters = [*chain.from_iterable(map(dict.values, self._owned))]
-        self._identities = [*map(id, self._parameters)]  # tensors are not compared by ==
         given = [each for each in self._parameters if each is not None]
-        self._shaped = [each for each in given if not is_lazy(each)]
         self._lazy = [each for each in given if is_lazy(each)]
+        # A bias is as long as the weight is wide:
+        implied = {id(each.bias) for each in modules if isinstance(each, _WITH_BIAS) and _is_plain(each)}
+        self._shaped = [each for each in given if not is_lazy(each) and id(each) not in implied]
         self._shapes = [*map(Tensor.size, self._shaped)]
 
     def same(self) -> bool:
@@ -215,10 +217,18 @@ class _Parts:
         return (
             self._model.training == self._training
             and self._children == self._children_then
-            and [*map(id, chain.from_iterable(map(dict.values, self._owned)))] == self._identities
+            and sum(map(len, self._owned)) == len(self._parameters)
+            and all(map(is_, chain.from_iterable(map(dict.values, self._owned)), self._parameters))
             and [*map(Tensor.size, self._shaped)] == self._shapes
             and all(map(is_lazy, self._lazy))
         )
+
+
+_WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _shape(parameter: nn.Parameter | None) -> Any:

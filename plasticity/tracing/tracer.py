@@ -19,12 +19,12 @@ from plasticity.errors import TraceError
 from plasticity.tracing import rules
 from plasticity.tracing.branches import branches_of
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS, activation_name
-from plasticity.tracing.hooks import unwatched
 from plasticity.tracing.ledger import Ledger
 from plasticity.tracing.outputs import close, let_go
 from plasticity.tracing.parameters import storage
 from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.tracing.sites import open_site
+from plasticity.tracing.unwatched import unwatched
 
 _LEAVES_PYTORCH: frozenset[Callable[..., Any]] = frozenset(
     getattr(Tensor, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
-from plasticity.tracing.hooks import HookSet, WatchingHook, watched
-from plasticity.tracing.passes import Pass, callers
 from plasticity.tracing.preserve import Uncompiled
+from plasticity.watching.calls import Before, Calls
 from plasticity.watching.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
+from plasticity.watching.passes import Look, Looker, Pass, callers
 from plasticity.watching.unit_statistics import Sums, UnitStatistics
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
@@ -45,15 +45,25 @@ class Activity:
         writers = {write.layer for group in self.units for write in group.writes}
         self._inputs = (writers if inputs else set()) if isinstance(inputs, bool) else writers & set(inputs)
         self._asked_for_inputs = inputs is not False
+        self._rows = FeatureRows(features)
         self._features = features
         self.every = every
-        self._hooks: HookSet | None = None
+        self._calls: Calls | None = None
         self._uncompiled = Uncompiled()
-        self._once = self._away = False
+        self._once = False
         self._pass = Pass(self._function_called)
-        self._by_function: dict[str, dict[int, Sums]] = {}
-        self._by_output: dict[str, dict[int, list[Sums]]] = {}
         self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
+        self._by_function: dict[str, dict[int, Looker]] = {}
+        self._by_output: dict[str, dict[int, list[Looker]]] = {}
+        for group, sums in zip(self.units, self._sums.values(), strict=True):
+            if group.site is not None and group.site.function:
+                self._by_function.setdefault(group.site.module, {})[group.site.call] = self._look(sums)
+            elif group.site is not None:
+                self._by_output.setdefault(group.site.module, {}).setdefault(group.site.call, []).append(
+                    self._look(sums)
+                )
+            elif group.at is not None:
+                self._by_output.setdefault(group.at, {}).setdefault(-1, []).append(self._look(sums))
         self.reset()
 
     # --- results -----------------------------------------------------------------------------------------------
@@ -64,19 +74,7 @@ class Activity:
             sums.clear()
         self._passes = 0
         self._input_sums = {name: InputSums() for name in self._inputs}
-        self._rows = FeatureRows(self._features)
-        # Whose units are the representation, where no layer that writes the output has an input to be kept:
-        last = bool(self._features and self.units and not self.units.outputs)
-        self._last = self._sums[self.units[-1].name] if last else None
-        self._by_function.clear()
-        self._by_output.clear()
-        for group, sums in zip(self.units, self._sums.values(), strict=True):
-            if group.site is not None and group.site.function:
-                self._by_function.setdefault(group.site.module, {})[group.site.call] = sums
-            elif group.site is not None:
-                self._by_output.setdefault(group.site.module, {}).setdefault(group.site.call, []).append(sums)
-            elif group.at is not None:
-                self._by_output.setdefault(group.at, {}).setdefault(-1, []).append(sums)
+        self._rows.clear()
 
     def statistics(self) -> dict[str, UnitStatistics]:
         """Return what was seen, by group name, on the model's device."""
@@ -111,52 +109,44 @@ class Activity:
         """
         return self._rows.rows()
 
-    # --- hooks -------------------------------------------------------------------------------------------------
+    # --- watching -------------------------------------------------------------------------------------------------
 
     @property
     def attached(self) -> bool:
-        """Whether there are hooks on the model."""
-        return self._hooks is not None
+        """Whether passes are watched, or the next one is."""
+        return self._calls is not None and self._calls.waiting
 
     def attach(self) -> None:
-        """Begin to watch: hooks are put on the model."""
-        if self._hooks is not None:
+        """Begin to watch."""
+        if self.attached:
             raise UserError("this activity is already attached")
-        self._put_hooks()
-        self._uncompiled.enter()
+        self._once = False
+        self._wait()
 
     def attach_for_one_pass(self) -> None:
-        """Watch the next forward pass alone.
-
-        The hooks stay on the model, and look away until this is called again: that is cheaper than to take them off,
-        and right for as long as the model's modules are the same objects.
-        """
-        if self._hooks is None:
-            self._put_hooks()
-        self._uncompiled.enter()
-        self._once, self._away = True, False
+        """Watch the next forward pass alone; right for as long as the model's modules are the same objects."""
+        self._once = True
+        self._wait()
 
     def look_away(self) -> None:
-        """Let the passes that follow be as if nobody watched, until `attach_for_one_pass`."""
-        if self._once and not self._away:
-            self._away = True
-            self._uncompiled.leave()
-            self._leave_forward()
+        """Stop watching, until it begins again: the model's modules are taken to be the same objects then."""
+        if self._calls is not None:
+            self._calls.rest()
+        self._pass.leave()
+        self._uncompiled.leave()
 
     def detach(self) -> None:
-        """Stop watching: every hook is taken off again."""
-        if self._hooks is not None:
-            hooks, self._hooks = self._hooks, None
-            hooks.detach()
-            self._uncompiled.leave()
-            self._leave_forward()
-            self._away = self._once = False
+        """Stop watching, and let go of the model's modules."""
+        self.look_away()
+        self._calls = None
 
-    def _put_hooks(self) -> None:
-        self._hooks = self._planned()
-        self._hooks.attach()
+    def _wait(self) -> None:
+        if self._calls is None:
+            self._calls = self._planned()
+        self._calls.wait()
+        self._uncompiled.enter()
 
-    def _planned(self) -> HookSet:
+    def _planned(self) -> Calls:
         root = self.model
         modules = dict(root.named_modules())
         missing = [name for name in (*self._by_function, *self._by_output) if name not in modules]
@@ -165,89 +155,72 @@ class Activity:
         for name in ("", *self._by_output):
             if any(isinstance(modules[part], torch.jit.ScriptModule) for part in _path(name)):
                 what = f"the output of '{name}'" if name else "the model"
-                raise UserError(f"{what} cannot be watched: TorchScript has no hooks")
-        hooks = HookSet()
-        hooks.before(root, self._enter_forward)
+                raise UserError(f"{what} cannot be watched: TorchScript shows nothing of its calls")
+        calls = Calls(root, self._entered, self._left)
         for name in callers(modules) if self._by_function else ():
-            hooks.before(modules[name], self._pass.entering(name))
-            hooks.after(modules[name], self._pass.leaving(name), always_call=True)
-        for name in self._by_output:
-            hooks.after(modules[name], _OutputHook(self, name))
+            calls.around(modules[name], self._pass.around(name))
+        for name, looks in self._by_output.items():
+            calls.after(modules[name], self._pass.output(name, looks))
         for name in self._inputs:
-            hooks.before(layer(root, name), self._input_hook(name))
+            calls.before(layer(root, name), self._input_look(name))
         if self._features:
             for name in self.units.outputs:
                 if name in modules:
-                    hooks.before(modules[name], self._feature_hook)
-        hooks.after(root, self._exit_forward, always_call=True)
-        return hooks
+                    calls.before(modules[name], self._feature_look(modules[name]))
+        return calls
 
-    def _enter_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._away:
-            return
-        self._leave_forward()
+    def _entered(self) -> bool:
         self._passes += 1
-        if (self._passes - 1) % self.every:
-            return
-        self._pass.enter(functions=bool(self._by_function))
+        looked_at = (self._passes - 1) % self.every == 0
+        if looked_at:
+            self._pass.enter(functions=bool(self._by_function))
+        return looked_at
 
-    def _exit_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._leave_forward()
+    def _left(self) -> None:
         if self._once:
             self.look_away()
-
-    def _leave_forward(self) -> None:
-        self._pass.leave()
+        elif self._calls is not None:
+            self._calls.end()
+            self._pass.leave()
 
     def _function_called(self, module: str, call: int, result: Any) -> None:
-        sums = self._by_function.get(module, {}).get(call)
-        if sums is not None and isinstance(result, Tensor):
-            self._seen(sums, result)
+        look = self._by_function.get(module, {}).get(call)
+        if look is not None and isinstance(result, Tensor):
+            look.add(result)
 
-    def _seen(self, sums: Sums, activations: Tensor) -> None:
-        sums.add(activations)
-        if sums is self._last:
+    def _look(self, sums: Sums) -> Looker:
+        """Return who looks at the activations of a group."""
+        if not self._features or self.units.outputs or sums.group is not self.units[-1]:
+            return sums
+
+        def look(activations: Tensor) -> None:
+            """Keep rows, too: these units are the representation, as no layer that writes the output has an input."""
+            sums.add(activations)
             self._rows.add(activations, sums.dim)
 
-    def _input_hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._pass.modules:
-                self._input_sums[name].add(input_of(args, kwargs), unit_dim(module))
+        return Look(look)
 
-        return hook
+    def _input_look(self, name: str) -> Before:
+        dim = unit_dim(layer(self.model, name))
 
-    def _feature_hook(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._pass.modules and self._rows.room > 0:
-            self._rows.add(input_of(args, kwargs), unit_dim(module))
+        def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._input_sums[name].add(input_of(args, kwargs), dim)
+
+        return look
+
+    def _feature_look(self, module: nn.Module) -> Before:
+        dim, rows = unit_dim(module), self._rows
+
+        def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if rows.room > 0:
+                rows.add(input_of(args, kwargs), dim)
+
+        return look
 
     def _dim(self, group: UnitGroup) -> int | None:
         if group.site is not None:
             return group.site.dim
         return unit_dim(layer(self.model, group.writes[0].layer))
-
-
-class _OutputHook(WatchingHook):
-    """Hands what a module returns on to the sums of the groups that are seen there.
-
-    It stands on its own, without a function that it calls: it is called for every activation of every pass.
-    """
-
-    def __init__(self, activity: Activity, name: str) -> None:
-        super().__init__(self)
-        self._activity, self._name, self._key = activity, name, f"output of {name}"
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Look, unless the module was called from outside the model's own forward, or nobody is to."""
-        activity = self._activity
-        if not activity._pass.modules or not watched():
-            return
-        by_call = activity._by_output[self._name]
-        seen = by_call.get(activity._pass.count(self._key), [])
-        for sums in [*seen, *by_call[-1]] if -1 in by_call else seen:
-            if not isinstance(output, Tensor):
-                kind = type(output).__name__
-                raise UserError(f"group '{sums.group.name}': '{self._name}' returns a {kind}, no tensor")
-            activity._seen(sums, output)
 
 
 def refuse_replicas(model: nn.Module) -> None:
@@ -288,9 +261,9 @@ def watch(
     """Collect statistics of hidden units over every forward pass of a model inside the block.
 
     Only forward passes of the whole model count, each activation once; what is recomputed for a backward pass does
-    not. Nothing is copied to the host. Sums are float64, counts int64, also under autocast; a CPU adds up the float32
-    activations of one call in float32 first, which is exact to about one part in a million. A compiled model runs
-    uncompiled inside the block.
+    not. Nothing is copied to the host. Sums are float64, counts int64, also under autocast; only on a CPU without Numba
+    or with more than four threads are many activations of one call added up in float32 first, which is exact to about
+    one part in a million. A compiled model runs uncompiled inside the block.
 
     With `every=k` the first of every k forward passes is looked at, and the others run as if nobody watched, but for a
     few microseconds: what is returned then equals what was to be seen in those passes alone, and `count` says how much

@@ -1,28 +1,24 @@
-"""Sums over the activations of single calls, kept until those of many calls are added up together.
+"""Sums over the activations of calls that are alike: of one shape, data type, layout in memory and device.
 
-All ways of it give, of each call on its own, how many activations are above 0, their sum, and that of their magnitudes.
-How many calls are added up at a time therefore makes no difference.
+All ways of it give how many activations were above 0, their sum, and that of their magnitudes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from plasticity.watching.fused_sums import FusedSums, fusible
+
 PART = 2**18
 """How many activations a CPU takes at a time: so many stay in its cache until all their sums are made."""
 
 TOGETHER = 32
-"""The sums of so many calls are kept until they are added up together."""
-
-SMALL = 2**13
-"""Calls with no more activations are summed up some at a time."""
-
-ROOM = 2**15
-"""So many activations of such calls are held."""
+"""PyTorch's sums of so many calls are kept until they are added up together."""
 
 FEW = 2**11
 """Samples with no more activations are added up first, and what is then one sample's later: that is quicker."""
@@ -54,17 +50,22 @@ def add_up(values: Tensor, others: tuple[int, ...], dtype: torch.dtype) -> Tenso
 
 
 class CallSums(Protocol):
-    """Sums of the activations of calls, all of one shape, data type and device."""
+    """Running sums of the activations of calls that are alike.
 
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
+    Attributes:
+        calls: How many there were.
+    """
 
-    def add(self, h: Tensor) -> bool:
-        """Sum up the activations of one call; returns whether it is time to `take`."""
+    calls: int
 
-    def take(self) -> list[Tensor]:
-        """Return the sums over all calls since the last time, and forget them.
+    def add(self, h: Tensor) -> None:
+        """Add the activations of a call; if they are unlike those that the sums were made for, hand them on."""
+
+    def clear(self) -> None:
+        """Forget all calls."""
+
+    def sums(self) -> list[Tensor]:
+        """Return the sums over all calls; tensors of their own, or such as will not change.
 
         Returns:
             How many activations were above 0, int64; their sum; that of their magnitudes, if it is not the same. Each
@@ -72,147 +73,121 @@ class CallSums(Protocol):
         """
 
 
-def call_sums(h: Tensor, others: tuple[int, ...], signed: bool) -> CallSums:
+def call_sums(h: Tensor, others: tuple[int, ...], signed: bool, otherwise: Callable[[Tensor], None]) -> CallSums:
     """Return the quickest sums for activations such as these.
 
     Args:
-        h: Activations of a call, without a gradient.
+        h: Activations of a call.
         others: The dimensions to sum over: all but one at most.
         signed: Whether there are negative ones.
+        otherwise: Called with activations of another kind.
     """
-    observations = h.numel()
-    for dim in range(h.dim()):
-        if dim not in others:
-            observations //= max(h.shape[dim], 1)
-    if h.device.type != "cpu" or h.dtype not in _QUICK + _HALF or observations >= _EXACT or not observations:
-        return _AnySums(h, others, signed)
-    if h.numel() <= SMALL:
-        return _SmallSums(h, others, signed)
-    return _LargeSums(h, others, signed)
+    if fusible(h):
+        return FusedSums(h, others, signed, otherwise)
+    observations = math.prod(h.shape[dim] for dim in others)
+    floating = h.device.type == "cpu" and h.dtype in _QUICK + _HALF and h.numel() > 0 and observations < _EXACT
+    return (FloatSums if floating else AnySums)(h, others, signed, otherwise)
 
 
-class _Base:
-    """What all have.
+class AnySums:
+    """On any device, in any data type, by PyTorch's own functions.
 
     Args:
         h: Activations of a call.
         others: The dimensions to sum over.
         signed: Whether there are negative ones.
+        otherwise: Called with activations of another kind.
     """
 
-    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
-        self.shape, self.dtype, self.device = h.shape, h.dtype, h.device
-        self.others, self.signed = others, signed
+    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool, otherwise: Callable[[Tensor], None]) -> None:
+        self.calls = 0
+        self._like = h.shape, h.dtype, h.device
+        self._others, self._signed, self._otherwise = others, signed, otherwise
         self._wide = torch.float32 if h.dtype in _HALF else h.dtype
-
-
-class _AnySums(_Base):
-    """On any device, in any data type."""
-
-    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
-        super().__init__(h, others, signed)
         self._kept: list[list[Tensor]] = []
+        self._totals: list[Tensor] = []
 
-    def add(self, h: Tensor) -> bool:
-        """Sum up the activations of one call."""
+    def add(self, h: Tensor) -> None:
+        """Add the activations of a call."""
+        if (h.shape, h.dtype, h.device) != self._like:
+            self._otherwise(h)
+            return
+        self.calls += 1
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                self._add(h.detach())
+        else:
+            self._add(h.detach())
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self.calls, self._kept, self._totals = 0, [], []
+
+    def sums(self) -> list[Tensor]:
+        """Return the sums over all calls."""
+        self._settle()
+        return self._totals
+
+    def _add(self, h: Tensor) -> None:
         kept = sum_type(h.device)
-        sums = [add_up(h > 0, self.others, torch.int64), add_up(h, self.others, kept)]
-        self._kept.append([*sums, add_up(h.abs(), self.others, kept)] if self.signed else sums)
-        return len(self._kept) >= TOGETHER
+        sums = [add_up(h > 0, self._others, torch.int64), add_up(h, self._others, kept)]
+        self._kept.append([*sums, add_up(h.abs(), self._others, kept)] if self._signed else sums)
+        if len(self._kept) >= TOGETHER:
+            self._settle()
 
-    def take(self) -> list[Tensor]:
-        """Return the sums since the last time."""
+    def _settle(self) -> None:
+        """Add up what is new: of many calls at a time, which costs as much as of one."""
         kept, self._kept = self._kept, []
-        return [torch.stack(parts).sum(0) for parts in zip(*kept, strict=True)]
+        if kept:
+            new = [self._together(torch.stack(parts)) for parts in zip(*kept, strict=True)]
+            new[0] = new[0].to(torch.int64)
+            self._totals = [a + b for a, b in zip(self._totals, new, strict=True)] if self._totals else new
+
+    def _together(self, parts: Tensor) -> Tensor:
+        return parts.sum(0)
 
 
-class _LargeSums(_Base):
-    """On a CPU, call by call: it compares and adds floating-point numbers several times faster than it counts booleans.
+class FloatSums(AnySums):
+    """On a CPU, with floating-point numbers alone: it adds these several times faster than it counts booleans.
 
     Memory to work in is kept from call to call: to get it anew would take as long as a sum.
+
+    Args:
+        h: Activations of a call.
+        others: The dimensions to sum over.
+        signed: Whether there are negative ones.
+        otherwise: Called with activations of another kind.
     """
 
-    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
-        super().__init__(h, others, signed)
+    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool, otherwise: Callable[[Tensor], None]) -> None:
+        super().__init__(h, others, signed, otherwise)
         cut = h.numel() > PART and 0 in others
         self._length = max(1, PART * len(h) // h.numel()) if cut else len(h) if h.dim() else 0
         self._cut = cut and self._length < len(h)
-        part = h[: self._length] if self._cut else h
+        part = h.detach()[: self._length] if self._cut else h.detach()
         self._work = torch.empty_like(part, dtype=self._wide)
         few = 0 in others and part[0].numel() <= FEW
         self._now: tuple[int, ...] = (0,) if few else others
-        self._later = tuple(dim for dim in others if dim not in self._now)
-        self._kept: list[list[Tensor]] = []
-        self._calls = 0
-
-    def add(self, h: Tensor) -> bool:
-        """Sum up the activations of one call."""
-        for part in h.split(self._length) if self._cut else (h,):
-            self._add(part)
-        self._calls += 1
-        return self._calls >= TOGETHER
+        self._later = (0, *(dim for dim in others if dim not in self._now))  # calls, where samples were
 
     def _add(self, h: Tensor) -> None:
+        for part in h.split(self._length) if self._cut else (h,):
+            self._add_part(part)
+        if len(self._kept) >= TOGETHER:
+            self._settle()
+
+    def _add_part(self, h: Tensor) -> None:
         if h.dtype != self._wide:
             h = h.to(self._wide)
         work = self._work if h.shape == self._work.shape else self._work[: len(h)]
         torch.gt(h, 0, out=work)
         if not self._now:
-            self._kept.append([work.clone(), h.clone(), *([h.abs()] if self.signed else [])])
+            self._kept.append([work.clone(), h.clone(), *([h.abs()] if self._signed else [])])
             return
         sums = [work.sum(self._now), h.sum(self._now)]
-        if self.signed:
+        if self._signed:
             sums.append(torch.abs(h, out=work).sum(self._now))
         self._kept.append(sums)
 
-    def take(self) -> list[Tensor]:
-        """Return the sums since the last time."""
-        kept, self._kept, self._calls = self._kept, [], 0
-        dims = (0, *self._later)  # calls, where samples were
-        return _counted([torch.stack(parts).sum(dims, dtype=torch.float64) for parts in zip(*kept, strict=True)])
-
-
-class _SmallSums(_Base):
-    """On a CPU, some calls at a time: to copy a few activations costs less than to call functions on them."""
-
-    def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool) -> None:
-        super().__init__(h, others, signed)
-        self._room = max(1, min(TOGETHER, ROOM // h.numel()))
-        self._held = torch.zeros(self._room, *h.shape, dtype=self._wide)
-        self._work = torch.empty_like(self._held)
-        self._places = self._held.unbind(0)
-        self._place = 0
-        self._kept: list[list[Tensor]] = []
-
-    def add(self, h: Tensor) -> bool:
-        """Hold the activations of one call."""
-        self._places[self._place].copy_(h)
-        self._place += 1
-        if self._place == self._room:
-            self._kept.append(self._sums())
-            self._place = 0
-        return self._place + self._room * len(self._kept) >= TOGETHER
-
-    def take(self) -> list[Tensor]:
-        """Return the sums since the last time."""
-        kept, self._kept = self._kept, []
-        if self._place:
-            # Of all places, also of such as hold an older call: a call's sums then do not depend on the others.
-            kept.append([each[: self._place] for each in self._sums()])
-            self._place = 0
-        rest = [0, *(self.others[1:] if 0 in self.others else [1 + dim for dim in self.others])]
-        return _counted([torch.cat(parts).sum(rest, dtype=torch.float64) for parts in zip(*kept, strict=True)])
-
-    def _sums(self) -> list[Tensor]:
-        """Add up the samples of each call: what is in a row in memory comes last."""
-        fired = self._sum(torch.gt(self._held, 0, out=self._work))
-        found = [fired, self._sum(self._held)]
-        return [*found, self._sum(torch.abs(self._held, out=self._work))] if self.signed else found
-
-    def _sum(self, values: Tensor) -> Tensor:
-        return values.sum(1) if 0 in self.others else values.clone()
-
-
-def _counted(sums: Sequence[Tensor]) -> list[Tensor]:
-    """Turn the first, of ones, into whole numbers."""
-    return [each.to(torch.int64) if index == 0 else each for index, each in enumerate(sums)]
+    def _together(self, parts: Tensor) -> Tensor:
+        return parts.sum(self._later, dtype=torch.float64)

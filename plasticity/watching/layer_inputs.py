@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ctypes import memmove
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plasticity.watching.unit_statistics import plainly, sum_type
+
+FEW = 256
+"""There is memory for so many rows of a representation from the start."""
 
 
 class InputSums:
@@ -39,6 +43,8 @@ class InputSums:
 class FeatureRows:
     """The first rows of a representation, averaged over the positions of a convolution.
 
+    They are copied into memory that is there already: many small tensors that stay would scatter what a step allocates.
+
     Args:
         limit: How many to keep, at most.
 
@@ -47,33 +53,63 @@ class FeatureRows:
     """
 
     def __init__(self, limit: int) -> None:
-        self.room = limit
-        self._rows: list[Tensor] = []
+        self._limit = self.room = limit
+        self._kept: Tensor | None = None  # with as many rows as there is memory for so far
+        self._alike: torch.Size | None = None  # the shape of what can be copied as it lies in memory
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self.room = self._limit
 
     def add(self, x: Tensor, dim: int | None) -> None:
         """Keep rows while there is room; without a dimension of features there are none."""
         if self.room <= 0 or dim is None:
             return
-        rows = x.detach()
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                self._add(rows, dim)
-        else:
-            self._add(rows, dim)
-
-    def _add(self, rows: Tensor, dim: int) -> None:
-        if dim != -1:
-            rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
-        if rows.dim() != 2:
-            rows = rows.reshape(-1, rows.shape[-1])
-        if len(rows) > self.room:
-            rows = rows[: self.room]
-        self._rows.append(rows.clone())
+        if dim == -1 and x.shape == self._alike and self._copied(x):
+            return
+        with plainly():
+            rows = x.detach()
+            if dim != -1:
+                rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
+            rows = rows.reshape(-1, rows.shape[-1])[: self.room]
+            self._make_room(rows)
+            if self._kept is not None:
+                first = self._limit - self.room
+                self._kept[first : first + len(rows)].copy_(rows)
         self.room -= len(rows)
+        self._alike = x.shape if x.dim() == 2 else None
+
+    def _copied(self, x: Tensor) -> bool:
+        """Copy rows as they lie in memory, if they can be; this takes a fifth of the time."""
+        kept, count = self._kept, x.shape[0]
+        if kept is None or count > min(self.room, kept.shape[0] + self.room - self._limit):
+            return False
+        if not (type(x) is Tensor and x.is_cpu and kept.is_cpu and x.dtype is kept.dtype and x.is_contiguous()):
+            return False
+        try:
+            source = x.data_ptr()
+        except RuntimeError:  # it only stands for a tensor, within torch.func
+            return False
+        row = kept.stride(0) * kept.itemsize
+        memmove(kept.data_ptr() + (self._limit - self.room) * row, source, count * row)
+        self.room -= count
+        return True
+
+    def _make_room(self, rows: Tensor) -> None:
+        """See to it that there is memory for such rows behind those that are kept."""
+        kept, first = self._kept, self._limit - self.room
+        like = (rows.shape[1], rows.dtype, rows.device)
+        if kept is not None and (kept.shape[1], kept.dtype, kept.device) == like and first + len(rows) <= len(kept):
+            return
+        size = min(self._limit, max(first + len(rows), 2 * first, FEW))
+        self._kept = rows.new_empty(size, rows.shape[1])
+        if kept is not None:
+            self._kept[:first].copy_(kept[:first])
 
     def rows(self) -> Tensor | None:
         """Return what was kept, (rows, width), or None if nothing was."""
-        return torch.cat(self._rows) if self._rows else None
+        seen = self._limit - self.room
+        return self._kept[:seen].clone() if self._kept is not None and seen else None
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

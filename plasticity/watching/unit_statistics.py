@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,6 +47,9 @@ class Sums:
     Args:
         group: The units.
         dim: The negative dimension of the activations that holds them; None if they are one unit.
+
+    Attributes:
+        add: Adds the activations of one call.
     """
 
     def __init__(self, group: UnitGroup, dim: int | None) -> None:
@@ -54,42 +57,43 @@ class Sums:
         self.dim = dim
         self.signed = group.site is None or group.activation not in NON_NEGATIVE
         self.unit_of = group.site.unit_of if group.site is not None else None
-        self.count = 0
-        self._totals: list[Tensor] = []  # of the calls that were added up; what of, `CallSums.take` says
-        self._calls: CallSums | None = None  # of those that are not yet
+        self.add: Callable[[Tensor], None] = self._begin
+        self._calls: CallSums | None = None  # of calls such as the last
+        self._each = 0  # observations of a unit in one of them
+        self._retired: list[Tensor] = []  # what those of before came to, and how many observations they had:
+        self._count = 0
         self._others: tuple[int, ...] = ()  # dimensions to sum over, for activations of this shape:
         self._shape: torch.Size | None = None
 
-    def add(self, activations: Tensor) -> None:
-        """Sum up the activations of one call."""
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                self.add(activations)
-            return
-        h, calls = activations.detach(), self._calls
-        if calls is None or h.shape != calls.shape or h.dtype != calls.dtype or h.device != calls.device:
-            self._settle()
-            self._fit(h.shape)
-            calls = self._calls = call_sums(h, self._others, self.signed)
-        if calls.add(h):
-            self._settle()
-        self.count += h.numel() // self.group.size
+    @property
+    def count(self) -> int:
+        """Observations of each unit: samples x positions."""
+        return self._count + (self._calls.calls * self._each if self._calls is not None else 0)
 
     def clear(self) -> None:
         """Forget what was added."""
-        self.count, self._totals = 0, []
+        self._count, self._retired = 0, []
         if self._calls is not None:
-            self._calls.take()
+            self._calls.clear()
 
-    def _settle(self) -> None:
-        """Add up what is new: of many calls at a time, which costs as much as of one."""
+    def _begin(self, activations: Tensor) -> None:
+        """Add the activations of a call, the first such."""
+        self._fit(activations.shape)
+        self._retired, self._count = self._totals(), self.count
+        self._each = activations.numel() // self.group.size
+        self._calls = call_sums(activations, self._others, self.signed, otherwise=self._begin)
+        self.add = self._calls.add  # without a way round: it is called at every activation of every pass
+        self.add(activations)
+
+    def _totals(self) -> list[Tensor]:
+        """Return the sums over all calls, unit by unit: what of, `CallSums.sums` says."""
         if self._calls is None:
-            return
-        for index, total in enumerate(map(self._by_unit, self._calls.take())):
-            if index < len(self._totals):
-                self._totals[index] = self._totals[index].to(total.device) + total
-            else:
-                self._totals.append(total)
+            return self._retired
+        with plainly():
+            new = [self._by_unit(sums) for sums in self._calls.sums()]
+            if not self._retired or not new:
+                return self._retired or new
+            return [before.to(now.device) + now for before, now in zip(self._retired, new, strict=True)]
 
     def per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Add up values of the activations' shape.
@@ -127,11 +131,10 @@ class Sums:
 
     def statistics(self, device: torch.device) -> UnitStatistics:
         """Return what was added so far; where nothing was, on the given device."""
-        with plainly():
-            self._settle()
-        if not self._totals:
+        totals = self._totals()
+        if not totals:
             size = self.group.size
             nothing = torch.full((size,), float("nan"), dtype=sum_type(device), device=device)
             return UnitStatistics(torch.zeros(size, dtype=torch.int64, device=device), 0, nothing, nothing.clone())
-        fired, *totals = self._totals
-        return UnitStatistics(fired.clone(), self.count, totals[0] / self.count, totals[-1] / self.count)
+        fired, *sums = totals
+        return UnitStatistics(fired.clone(), self.count, sums[0] / self.count, sums[-1] / self.count)

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from plasticity.errors import UserError
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
+from plasticity.watching.calls import Around
+
+
+class Looker(Protocol):
+    """Whoever looks at activations."""
+
+    @property
+    def add(self) -> Callable[[Tensor], None]:
+        """What takes the activations of a call; asked for at every call, as it may become another one."""
+
+
+@dataclass
+class Look:
+    """Looks at activations in one and the same way.
+
+    Attributes:
+        add: Takes the activations of a call.
+    """
+
+    add: Callable[[Tensor], None]
 
 
 class _FunctionCalls(TorchFunctionMode):
@@ -34,17 +56,18 @@ class Pass:
 
     Attributes:
         modules: Qualified names of the running modules, the model ("") first; empty outside of a pass.
+        calls: How often what was called in this pass, by a name for it.
     """
 
     def __init__(self, function_called: Callable[[str, int, Any], None]) -> None:
         self.modules: list[str] = []
         self._function_called = function_called
-        self._calls: dict[str, int] = {}
+        self.calls: dict[str, int] = {}
         self._mode: _FunctionCalls | None = None
 
     def enter(self, functions: bool) -> None:
         """Begin a pass, and catch watched functions in it if asked to."""
-        self._calls = {}
+        self.calls = {}
         self.modules = [""]
         if functions:
             self._mode = _FunctionCalls(self._called)
@@ -59,27 +82,44 @@ class Pass:
 
     def count(self, key: str) -> int:
         """Return how often this was asked before in this pass."""
-        call = self._calls.get(key, 0)
-        self._calls[key] = call + 1
+        call = self.calls.get(key, 0)
+        self.calls[key] = call + 1
         return call
 
-    def entering(self, name: str) -> Callable[..., None]:
-        """Return a hook to be called before a module runs."""
+    def around(self, name: str) -> Around:
+        """Return what to do around each call of a module, so that function calls in it are known as its own."""
 
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self.modules:
-                self.modules.append(name)
+        def around(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            modules = self.modules  # of this pass: another one may begin meanwhile
+            modules.append(name)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                modules.pop()
 
-        return hook
+        return around
 
-    def leaving(self, name: str) -> Callable[..., None]:
-        """Return a hook to be called after a module has run, or failed."""
+    def output(self, name: str, looks: Mapping[int, Sequence[Looker]]) -> Callable[[Any], None]:
+        """Return what to call with everything that a module returns.
 
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self.modules and self.modules[-1] == name:
-                self.modules.pop()
+        Args:
+            name: Of the module.
+            looks: Who looks at which of its calls in a pass; -1: at all.
+        """
+        always = looks.get(-1, ())
+        by_call = {call: (*those, *always) for call, those in looks.items() if call >= 0}
+        key = f"output of {name}"
 
-        return hook
+        def look(output: Any) -> None:
+            call = self.calls.get(key, 0)
+            self.calls[key] = call + 1
+            for each in by_call.get(call, always):
+                if not isinstance(output, Tensor):
+                    kind = type(output).__name__
+                    raise UserError(f"'{name}' returns a {kind}, no tensor: its units cannot be watched")
+                each.add(output)
+
+        return look
 
     def _called(self, result: Any) -> None:
         name = self.modules[-1]
