@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from plasticity.groups import UnitGroup
 from plasticity.probe import Probe
 from plasticity.watching.activity import Activity
-from plasticity.watching.passes import Look, Looker
+from plasticity.watching.calls import Look, Looker
 from plasticity.watching.unit_statistics import Sums, UnitStatistics, plainly, sum_type
 
 BINS = 16

@@ -13,7 +13,7 @@ from plasticity import UserError, find_units, watch
 from plasticity.tracing.unwatched import unwatched
 from plasticity.watching import calls
 from plasticity.watching.activity import Activity
-from plasticity.watching.calls import Calls
+from plasticity.watching.calls import EVERY, Calls, Look
 
 PLACE = "_compiled_call_impl"
 
@@ -26,6 +26,36 @@ def made(model, entered=lambda: True, left=None):
     """Calls whose passes are all looked at, as an activity does."""
     found = Calls(model, entered, lambda: (left and left(), found.end()))
     return found
+
+
+def test_lookers_see_the_calls_that_they_asked_for():
+    """In any order of asking, and in every pass anew."""
+    asked = [(0, "a"), (EVERY, "b"), (2, "c"), (EVERY, "d"), (2, "e"), (5, "f")]
+    relu, x = nn.ReLU(), torch.ones(2)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = relu
+
+        def forward(self, x):
+            for _ in range(4):
+                x = self.relu(x) + 1
+            return x
+
+    seen = []
+    for number in range(len(asked)):
+        model = Net()
+        looks = made(model)
+        for call, name in asked[number:] + asked[:number]:
+            looks.output("relu", call, Look(lambda output, name=name: seen.append((int(output[0]), name))))
+        looks.wait()
+        for _ in range(2):
+            seen.clear()
+            model(x)
+            expected = [(1, "a"), (3, "c"), (3, "e"), *((call, name) for call in (1, 2, 3, 4) for name in "bd")]
+            assert sorted(seen) == sorted(expected)
+        looks.rest()
 
 
 def test_what_is_seen_is_what_hooks_see():
@@ -54,9 +84,9 @@ def test_what_is_seen_is_what_hooks_see():
     by_hooks, by_calls = [], []
     handles = []
     looks = made(model)
-    for name, module in model.named_modules():
-        looks.before(module, lambda args, kwargs, name=name: by_calls.append((name, *map(torch.clone, args), kwargs)))
-        looks.after(module, lambda output, name=name: by_calls.append((name, output.clone())))
+    for name, _ in model.named_modules():
+        looks.before(name, lambda args, kwargs, name=name: by_calls.append((name, *map(torch.clone, args), kwargs)))
+        looks.output(name, EVERY, Look(lambda output, name=name: by_calls.append((name, output.clone()))))
     looks.wait()
     plain = model(x)
     looks.rest()

@@ -16,7 +16,7 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
 from plasticity.watching.activity import Activity
-from plasticity.watching.passes import Look, Looker
+from plasticity.watching.calls import Look, Looker
 from plasticity.watching.unit_statistics import Sums, sum_type
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
 from plasticity.tracing.preserve import Uncompiled
-from plasticity.watching.calls import Before, Calls
+from plasticity.watching.calls import EVERY, Before, Calls, Look, Looker
 from plasticity.watching.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
-from plasticity.watching.passes import Look, Looker, Pass, callers
+from plasticity.watching.passes import Pass, callers
 from plasticity.watching.unit_statistics import Sums, UnitStatistics
 
 __all__ = ["Activity", "UnitStatistics", "watch"]
@@ -54,16 +54,14 @@ class Activity:
         self._pass = Pass(self._function_called)
         self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
         self._by_function: dict[str, dict[int, Looker]] = {}
-        self._by_output: dict[str, dict[int, list[Looker]]] = {}
+        self._by_output: list[tuple[str, int, Looker]] = []
         for group, sums in zip(self.units, self._sums.values(), strict=True):
             if group.site is not None and group.site.function:
                 self._by_function.setdefault(group.site.module, {})[group.site.call] = self._look(sums)
             elif group.site is not None:
-                self._by_output.setdefault(group.site.module, {}).setdefault(group.site.call, []).append(
-                    self._look(sums)
-                )
+                self._by_output.append((group.site.module, group.site.call, self._look(sums)))
             elif group.at is not None:
-                self._by_output.setdefault(group.at, {}).setdefault(-1, []).append(self._look(sums))
+                self._by_output.append((group.at, EVERY, self._look(sums)))
         self.reset()
 
     # --- results -----------------------------------------------------------------------------------------------
@@ -120,13 +118,16 @@ class Activity:
         """Begin to watch."""
         if self.attached:
             raise UserError("this activity is already attached")
+        self.attach_for_one_pass()
         self._once = False
-        self._wait()
 
     def attach_for_one_pass(self) -> None:
         """Watch the next forward pass alone; right for as long as the model's modules are the same objects."""
         self._once = True
-        self._wait()
+        if self._calls is None:
+            self._calls = self._planned()
+        self._calls.wait()
+        self._uncompiled.enter()
 
     def look_away(self) -> None:
         """Stop watching, until it begins again: the model's modules are taken to be the same objects then."""
@@ -140,33 +141,28 @@ class Activity:
         self.look_away()
         self._calls = None
 
-    def _wait(self) -> None:
-        if self._calls is None:
-            self._calls = self._planned()
-        self._calls.wait()
-        self._uncompiled.enter()
-
     def _planned(self) -> Calls:
         root = self.model
         modules = dict(root.named_modules())
-        missing = [name for name in (*self._by_function, *self._by_output) if name not in modules]
+        outputs = [name for name, *_ in self._by_output]
+        missing = [name for name in (*self._by_function, *outputs) if name not in modules]
         if missing:
             raise UserError(f"the model has no module '{missing[0]}'; find its units again after it changes")
-        for name in ("", *self._by_output):
+        for name in ("", *outputs):
             if any(isinstance(modules[part], torch.jit.ScriptModule) for part in _path(name)):
                 what = f"the output of '{name}'" if name else "the model"
                 raise UserError(f"{what} cannot be watched: TorchScript shows nothing of its calls")
         calls = Calls(root, self._entered, self._left)
         for name in callers(modules) if self._by_function else ():
-            calls.around(modules[name], self._pass.around(name))
-        for name, looks in self._by_output.items():
-            calls.after(modules[name], self._pass.output(name, looks))
+            calls.around(name, self._pass.around(name))
+        for name, call, looker in self._by_output:
+            calls.output(name, call, looker)
         for name in self._inputs:
-            calls.before(layer(root, name), self._input_look(name))
+            calls.before(name, self._input_look(name))
         if self._features:
             for name in self.units.outputs:
                 if name in modules:
-                    calls.before(modules[name], self._feature_look(modules[name]))
+                    calls.before(name, self._feature_look(modules[name]))
         return calls
 
     def _entered(self) -> bool:

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from plasticity.errors import UserError
 from plasticity.tracing.functions import ACTIVATION_MODULES, WATCHED_FUNCTIONS
 from plasticity.watching.calls import Around
-
-
-class Looker(Protocol):
-    """Whoever looks at activations."""
-
-    @property
-    def add(self) -> Callable[[Tensor], None]:
-        """What takes the activations of a call; asked for at every call, as it may become another one."""
-
-
-@dataclass
-class Look:
-    """Looks at activations in one and the same way.
-
-    Attributes:
-        add: Takes the activations of a call.
-    """
-
-    add: Callable[[Tensor], None]
 
 
 class _FunctionCalls(TorchFunctionMode):
@@ -56,18 +35,17 @@ class Pass:
 
     Attributes:
         modules: Qualified names of the running modules, the model ("") first; empty outside of a pass.
-        calls: How often what was called in this pass, by a name for it.
     """
 
     def __init__(self, function_called: Callable[[str, int, Any], None]) -> None:
         self.modules: list[str] = []
         self._function_called = function_called
-        self.calls: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self._mode: _FunctionCalls | None = None
 
     def enter(self, functions: bool) -> None:
         """Begin a pass, and catch watched functions in it if asked to."""
-        self.calls = {}
+        self._calls = {}
         self.modules = [""]
         if functions:
             self._mode = _FunctionCalls(self._called)
@@ -79,12 +57,6 @@ class Pass:
         if self._mode is not None:
             mode, self._mode = self._mode, None
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch does not annotate it
-
-    def count(self, key: str) -> int:
-        """Return how often this was asked before in this pass."""
-        call = self.calls.get(key, 0)
-        self.calls[key] = call + 1
-        return call
 
     def around(self, name: str) -> Around:
         """Return what to do around each call of a module, so that function calls in it are known as its own."""
@@ -99,31 +71,11 @@ class Pass:
 
         return around
 
-    def output(self, name: str, looks: Mapping[int, Sequence[Looker]]) -> Callable[[Any], None]:
-        """Return what to call with everything that a module returns.
-
-        Args:
-            name: Of the module.
-            looks: Who looks at which of its calls in a pass; -1: at all.
-        """
-        always = looks.get(-1, ())
-        by_call = {call: (*those, *always) for call, those in looks.items() if call >= 0}
-        key = f"output of {name}"
-
-        def look(output: Any) -> None:
-            call = self.calls.get(key, 0)
-            self.calls[key] = call + 1
-            for each in by_call.get(call, always):
-                if not isinstance(output, Tensor):
-                    kind = type(output).__name__
-                    raise UserError(f"'{name}' returns a {kind}, no tensor: its units cannot be watched")
-                each.add(output)
-
-        return look
-
     def _called(self, result: Any) -> None:
         name = self.modules[-1]
-        self._function_called(name, self.count(name), result)
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        self._function_called(name, call, result)
 
 
 def callers(modules: dict[str, nn.Module]) -> list[str]:
