@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
+from cases import Net
 from slow_statistics import hooks, mlp
 from torch import nn
 
@@ -242,20 +244,25 @@ def copy_within(model, copied):
 
 def test_a_pass_within_a_pass_takes_its_place():
     """What the inner one has seen is kept; the rest of the outer one is no longer looked at."""
-    model, x = mlp(), torch.randn(3, 4)
-    units = find_units(model, x)
-    inner = []
+    functions = Net(
+        lambda m, x: m.c(F.relu(m.b(F.relu(m.a(x))))), a=nn.Linear(4, 5), b=nn.Linear(5, 6), c=nn.Linear(6, 2)
+    )
+    for model, (first, second) in ((mlp(), "02"), (functions, "ab")):
+        x = torch.randn(3, 4)
+        units = find_units(model, x)
+        inner = []
 
-    def again(module, args):
-        if not inner:
-            inner.append(True)
+        def again(module, args, model=model, x=x, inner=inner):
+            if not inner:
+                inner.append(True)
+                model(x)
+
+        model.get_submodule(second).register_forward_pre_hook(again)
+        with watch(model, units) as activity:
             model(x)
-
-    model[2].register_forward_pre_hook(again)
-    with watch(model, units) as activity:
-        model(x)
-    found = activity.statistics()
-    assert (found["0"].count, found["2"].count) == (6, 3) and placed(model) == []
+        found = activity.statistics()
+        assert (found[first].count, found[second].count) == (6, 3) and placed(model) == []
+        assert torch.overrides._get_current_function_mode_stack() == []
 
 
 def test_nobody_looks_at_what_runs_unwatched_within_a_pass():

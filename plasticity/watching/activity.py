@@ -27,6 +27,7 @@ class Activity:
         model: The network, unwrapped.
         units: The groups that are watched.
         every: Which forward passes are looked at: the first of so many, since the last `reset`.
+        attached: Whether passes are watched, or the next one is.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Activity:
         self.every = every
         self._calls: Calls | None = None
         self._uncompiled = Uncompiled()
-        self._once = False
+        self._once = self.attached = False
         self._pass = Pass(self._function_called)
         self._sums = {group.name: Sums(group, self._dim(group)) for group in self.units}
         self._by_function: dict[str, dict[int, Looker]] = {}
@@ -109,11 +110,6 @@ class Activity:
 
     # --- watching -------------------------------------------------------------------------------------------------
 
-    @property
-    def attached(self) -> bool:
-        """Whether passes are watched, or the next one is."""
-        return self._calls is not None and self._calls.waiting
-
     def attach(self) -> None:
         """Begin to watch."""
         if self.attached:
@@ -123,17 +119,19 @@ class Activity:
 
     def attach_for_one_pass(self) -> None:
         """Watch the next forward pass alone; right for as long as the model's modules are the same objects."""
-        self._once = True
         if self._calls is None:
             self._calls = self._planned()
+        self._once = self.attached = True
         self._calls.wait()
         self._uncompiled.enter()
 
     def look_away(self) -> None:
         """Stop watching, until it begins again: the model's modules are taken to be the same objects then."""
+        self.attached = False
         if self._calls is not None:
             self._calls.rest()
-        self._pass.leave()
+        if self._by_function:
+            self._pass.leave()
         self._uncompiled.leave()
 
     def detach(self) -> None:
@@ -168,8 +166,8 @@ class Activity:
     def _entered(self) -> bool:
         self._passes += 1
         looked_at = (self._passes - 1) % self.every == 0
-        if looked_at:
-            self._pass.enter(functions=bool(self._by_function))
+        if looked_at and self._by_function:
+            self._pass.enter()
         return looked_at
 
     def _left(self) -> None:
@@ -209,7 +207,7 @@ class Activity:
 
         def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if rows.room > 0:
-                rows.add(input_of(args, kwargs), dim)
+                rows.add(args[0] if args else kwargs["input"], dim)
 
         return look
 

@@ -65,7 +65,7 @@ class FeatureRows:
         """Keep rows while there is room; without a dimension of features there are none."""
         if self.room <= 0 or dim is None:
             return
-        if dim == -1 and x.shape == self._alike and self._copied(x):
+        if x.shape == self._alike and dim == -1 and self._copied(x):
             return
         with plainly():
             rows = x.detach()

@@ -43,13 +43,13 @@ class Pass:
         self._calls: dict[str, int] = {}
         self._mode: _FunctionCalls | None = None
 
-    def enter(self, functions: bool) -> None:
-        """Begin a pass, and catch watched functions in it if asked to."""
+    def enter(self) -> None:
+        """Begin a pass, and catch watched functions in it; one around it ends."""
+        self.leave()
         self._calls = {}
         self.modules = [""]
-        if functions:
-            self._mode = _FunctionCalls(self._called)
-            self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._mode = _FunctionCalls(self._called)
+        self._mode.__enter__()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def leave(self) -> None:
         """End the pass, if one is going on."""
