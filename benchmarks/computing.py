@@ -23,8 +23,8 @@ class Computing:
         precision: One of `PRECISIONS`; in the last two outputs and loss are computed under `torch.autocast`, with
             float32 weights, and in float16 the loss is scaled.
         channels_last: Whether convolutions have their channels last in memory.
-        compile: Whether `torch.compile` makes kernels of the network. Where units are watched, and in tests, the
-            network runs uncompiled.
+        compile: Whether `torch.compile` makes kernels of the network. In tests, and where methods watch units, it runs
+            uncompiled.
     """
 
     precision: str = "float32"

@@ -120,6 +120,30 @@ def test_the_same_units_are_dead_there(kind):
         assert [dead[:3] for dead in found[1].values()][0] == [True] * 3
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_units_are_watched_within_graphs_of_the_gpu(mode, recwarn):
+    """Also in those whose kernels are replayed, on memory that is used again."""
+    torch.manual_seed(0)
+    model = with_dead_units(pairs_conv(4, (3, 32, 32), False)).to(CUDA)
+    inputs = torch.randn(6, 32, 3, 32, 32, device=CUDA)
+    units = find_units(model, inputs[0])
+    with watch(model, units, features=50) as expected:
+        for x in inputs:
+            model(x)
+    model.compile(mode=mode)
+    with watch(model, units, features=50, compiled=True) as activity:
+        for x in inputs:
+            model(x).sum().backward()
+    assert not any("uncompiled" in str(each.message) for each in recwarn)
+    found = activity.statistics()
+    for name, stat in expected.statistics().items():
+        assert found[name].count == stat.count
+        assert (found[name].fired == 0).tolist() == (stat.fired == 0).tolist()
+        torch.testing.assert_close(found[name].mean, stat.mean, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(activity.features(), expected.features(), rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16, channels last"])
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("name", NAMES)

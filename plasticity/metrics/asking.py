@@ -54,6 +54,9 @@ def plasticity_metrics(
     weights or distances where the model has none. GradientNorm, NotLearningUnits and SamplePlasticity are emitted in
     training only.
 
+    A network made by `torch.compile` is watched within its own graphs where that is certain to show the same, as
+    `plasticity.watch` says; otherwise it runs uncompiled in passes that are watched, and a warning says why.
+
     Only `minibatch` makes the host wait for the device while training. A few samples of the first mini-batch are run
     once more, to find the units, and again whenever the model is replaced or built differently; this leaves buffers,
     gradients and the random state as they were.

@@ -36,7 +36,7 @@ class Observer(ForwardObserver[Activity]):
         groups: UnitGroups | None = None,
         every: int = 1,
     ) -> None:
-        super().__init__(partial(Activity, features=features), groups, every=every)
+        super().__init__(partial(Activity, features=features, compiled=every == 1), groups, every=every)
         self._features, self._adds_up, self._shared = features, wide, shared
         self.restart()
 

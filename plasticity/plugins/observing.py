@@ -57,7 +57,8 @@ class Follower(Generic[Made]):
         if self._made is None or self._model is not model or self._structure != structure:
             self.before_renewal()
             units = self._groups or find_units(model, Probe([model_inputs(strategy)]).example())
-            self._made, self._model, self._structure = self._make(model, units), model, structure
+            # As the strategy has it: it may be what `torch.compile` returned.
+            self._made, self._model, self._structure = self._make(strategy.model, units), model, structure
         self._given, self._parts = strategy.model, _Parts(model)
         return self._made
 

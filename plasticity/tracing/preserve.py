@@ -82,6 +82,14 @@ class Uncompiled:
                     Uncompiled._before, attributes["_stance"] = attributes["_stance"], eager
             Uncompiled._in_force += 1
 
+    @staticmethod
+    def alone() -> bool:
+        """Whether one is in force, and without it all would be compiled as usual."""
+        if Uncompiled._in_force != 1:
+            return False
+        otherwise = getattr(Uncompiled._before, "prev", Uncompiled._before)
+        return bool(otherwise == type(otherwise)())
+
     def leave(self) -> None:
         """End, if it has begun."""
         if self._entered:

@@ -13,6 +13,7 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, layer, unwrap
 from plasticity.tracing.preserve import Uncompiled
 from plasticity.watching.calls import EVERY, Before, Calls, Look, Looker
+from plasticity.watching.compiled import CompiledWatch, compiled_watch
 from plasticity.watching.layer_inputs import FeatureRows, InputSums, input_of, unit_dim
 from plasticity.watching.passes import Pass, callers
 from plasticity.watching.unit_statistics import Sums, UnitStatistics
@@ -38,10 +39,12 @@ class Activity:
         inputs: bool | Collection[str] = False,
         features: int = 0,
         every: int = 1,
+        compiled: bool = False,
     ) -> None:
         check_every(every)
         refuse_replicas(model)
         self.model = unwrap(model)
+        self._asked = model if compiled and every == 1 and not inputs else None
         self.units = units if isinstance(units, UnitGroups) else UnitGroups(units)
         writers = {write.layer for group in self.units for write in group.writes}
         self._inputs = (writers if inputs else set()) if isinstance(inputs, bool) else writers & set(inputs)
@@ -50,6 +53,7 @@ class Activity:
         self._features = features
         self.every = every
         self._calls: Calls | None = None
+        self._compiled: CompiledWatch | None = None
         self._uncompiled = Uncompiled()
         self._once = self.attached = False
         self._pass = Pass(self._function_called)
@@ -71,12 +75,16 @@ class Activity:
         """Forget everything seen so far."""
         for sums in self._sums.values():
             sums.clear()
+        if self._compiled is not None:
+            self._compiled.clear()
         self._passes = 0
         self._input_sums = {name: InputSums() for name in self._inputs}
         self._rows.clear()
 
     def statistics(self) -> dict[str, UnitStatistics]:
         """Return what was seen, by group name, on the model's device."""
+        if self._compiled is not None:
+            self._compiled.settle()
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return {name: sums.statistics(device) for name, sums in self._sums.items()}
 
@@ -121,13 +129,18 @@ class Activity:
         """Watch the next forward pass alone; right for as long as the model's modules are the same objects."""
         if self._calls is None:
             self._calls = self._planned()
+            self._plan_compiled()
         self._once = self.attached = True
         self._calls.wait()
+        if self._compiled is not None:
+            self._compiled.wait()  # in front of the calls, which see the passes that it leaves to them
         self._uncompiled.enter()
 
     def look_away(self) -> None:
         """Stop watching, until it begins again: the model's modules are taken to be the same objects then."""
         self.attached = False
+        if self._compiled is not None:
+            self._compiled.rest()
         if self._calls is not None:
             self._calls.rest()
         if self._by_function:
@@ -138,6 +151,14 @@ class Activity:
         """Stop watching, and let go of the model's modules."""
         self.look_away()
         self._calls = None
+
+    def _plan_compiled(self) -> None:
+        """Watch the network within its own graphs, if that is asked for and it has any."""
+        if self._compiled is not None:
+            self._compiled.plan()
+        elif self._asked is not None:
+            rows = self._rows if self._features else None
+            self._compiled = compiled_watch(self._asked, self.units, [*self._sums.values()], rows, self._left)
 
     def _planned(self) -> Calls:
         root = self.model
@@ -251,13 +272,19 @@ def watch(
     inputs: bool | Collection[str] = False,
     features: int = 0,
     every: int = 1,
+    compiled: bool = False,
 ) -> Iterator[Activity]:
     """Collect statistics of hidden units over every forward pass of a model inside the block.
 
     Only forward passes of the whole model count, each activation once; what is recomputed for a backward pass does
     not. Nothing is copied to the host. Sums are float64, counts int64, also under autocast; only on a CPU without Numba
     or with more than four threads are many activations of one call added up in float32 first, which is exact to about
-    one part in a million. A compiled model runs uncompiled inside the block.
+    one part in a million.
+
+    A network made by `torch.compile` runs uncompiled inside the block. With `compiled=True` it runs in graphs that are
+    compiled for this block in the same way, once for every size of mini-batch and the like, and that add up what is
+    watched by themselves: right where there are many passes. Where that is not certain to see the same, as in networks
+    that cannot be compiled as one graph, a warning says why, and they run uncompiled.
 
     With `every=k` the first of every k forward passes is looked at, and the others run as if nobody watched, but for a
     few microseconds: what is returned then equals what was to be seen in those passes alone, and `count` says how much
@@ -269,6 +296,7 @@ def watch(
         inputs: Also collect the mean input of every writing layer, see `Activity.input_means`, or of those named.
         features: Also keep up to this many rows of the penultimate representation, see `Activity.features`.
         every: Look at the first of so many forward passes; 1: at all.
+        compiled: Watch within compiled graphs; it has no effect on other networks, nor with `inputs` or `every`.
 
     Yields:
         The statistics, which can be read inside the block and after it.
@@ -276,7 +304,7 @@ def watch(
     Raises:
         UserError: If a group does not fit the model, or `every` is no whole number of at least 1.
     """
-    activity = Activity(model, units, inputs=inputs, features=features, every=every)
+    activity = Activity(model, units, inputs=inputs, features=features, every=every, compiled=compiled)
     try:
         activity.attach()
         yield activity

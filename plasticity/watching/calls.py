@@ -75,8 +75,8 @@ class Calls:
         self._modules = dict(model.named_modules())
         self._short_cuts = any(isinstance(module, _WITH_SHORT_CUT) for module in model.modules())
         self._model = _ModelCall(model, self)
-        self._calls: dict[str, _Call] = {"": self._model}
-        self._inner: list[_Call] = []
+        self._calls: dict[str, Call] = {"": self._model}
+        self._inner: list[Call] = []
 
     def before(self, name: str, look: Before) -> None:
         """Plan to call `look(args, kwargs)` before each call of a module, by its qualified name."""
@@ -137,14 +137,14 @@ class Calls:
             if self._short_cuts:
                 torch.backends.mha.set_fastpath_enabled(self._short_cuts_were)
 
-    def _of(self, name: str) -> _Call:
+    def _of(self, name: str) -> Call:
         if name not in self._calls:
-            self._calls[name] = _Call(self._modules[name], name)
+            self._calls[name] = Call(self._modules[name], name)
             self._inner.append(self._calls[name])
         return self._calls[name]
 
 
-class _Call:
+class Call:
     """Stands in for the call of a module, perhaps for another one that does.
 
     Args:
@@ -205,7 +205,7 @@ class _Call:
         self._stand_before(None)
         if first is self:
             self.attributes[_PLACE] = previous
-        while isinstance(first, _Call):  # others came later
+        while isinstance(first, Call):  # others came later
             if first.previous is self:
                 first._stand_before(previous)
             first = first.previous
@@ -218,7 +218,7 @@ class _Call:
         return _nobody, ()
 
 
-class _ModelCall(_Call):
+class _ModelCall(Call):
     """Stands in for the call of a model, which is a pass.
 
     Args:
@@ -242,6 +242,14 @@ class _ModelCall(_Call):
             return self._call(*args, **kwargs)
         finally:
             calls.left()
+
+
+def behind(model: nn.Module) -> Any:
+    """Return what is called instead of a model's own call where nobody looks at it, or None."""
+    function = vars(model).get(_PLACE)
+    while isinstance(function, Call):
+        function = function.previous
+    return function
 
 
 def _nobody() -> None:

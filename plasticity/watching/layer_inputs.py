@@ -68,10 +68,7 @@ class FeatureRows:
         if x.shape == self._alike and dim == -1 and self._copied(x):
             return
         with plainly():
-            rows = x.detach()
-            if dim != -1:
-                rows = rows.flatten(rows.dim() + dim + 1).mean(-1)
-            rows = rows.reshape(-1, rows.shape[-1])[: self.room]
+            rows = as_rows(x.detach(), dim)[: self.room]
             self._make_room(rows)
             if self._kept is not None:
                 first = self._limit - self.room
@@ -110,6 +107,13 @@ class FeatureRows:
         """Return what was kept, (rows, width), or None if nothing was."""
         seen = self._limit - self.room
         return self._kept[:seen].clone() if self._kept is not None and seen else None
+
+
+def as_rows(x: Tensor, dim: int) -> Tensor:
+    """Return a representation as rows, averaged over what is behind the negative dimension of its features."""
+    if dim != -1:
+        x = x.flatten(x.dim() + dim + 1).mean(-1)
+    return x.reshape(-1, x.shape[-1])
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

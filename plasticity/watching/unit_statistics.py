@@ -76,6 +76,19 @@ class Sums:
         if self._calls is not None:
             self._calls.clear()
 
+    def add_sums(self, sums: list[Tensor], observations: int) -> None:
+        """Add sums over calls that were made elsewhere, as `CallSums.sums` returns them.
+
+        Args:
+            sums: Of each activation of a sample.
+            observations: Of each unit.
+        """
+        with plainly():
+            new = [self._by_unit(each) for each in sums]
+            both = zip(self._retired, new, strict=True)
+            self._retired = [before.to(now.device) + now for before, now in both] if self._retired else new
+        self._count += observations
+
     def _begin(self, activations: Tensor) -> None:
         """Add the activations of a call, the first such."""
         self._fit(activations.shape)
