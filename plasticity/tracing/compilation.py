@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from plasticity.tracing.preserve import Uncompiled
+
 Steps = tuple[int, ...]
 """What a function notes while it runs, or is traced: numbers, in the order in which it notes them."""
 
@@ -100,7 +102,7 @@ class WholeGraph:
         )(alone)
 
     def __call__(self, args: Any, kwargs: Any, steps: Callable[[], Steps]) -> Any:
-        """Call the function.
+        """Call the function, while what is compiled runs uncompiled for the caller's sake, and nobody else's.
 
         Args:
             args: Its positional arguments.
@@ -127,7 +129,7 @@ class WholeGraph:
             gate.checked = None
 
     def _try(self, args: Any, kwargs: Any) -> Any:
-        with torch.compiler.set_stance("default"):
+        with Uncompiled.lifted():
             try:
                 return self._compiled(*args, **kwargs)
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:

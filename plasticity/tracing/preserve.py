@@ -88,7 +88,23 @@ class Uncompiled:
         if Uncompiled._in_force != 1:
             return False
         otherwise = getattr(Uncompiled._before, "prev", Uncompiled._before)
-        return bool(otherwise == type(otherwise)())
+        return bool(otherwise == _usual_stance())
+
+    @staticmethod
+    @contextmanager
+    def lifted() -> Iterator[None]:
+        """Compile as usual in a block, while one is in force alone."""
+        variable = _stance_variable()
+        if variable is None:
+            with torch.compiler.set_stance("default"):
+                yield
+            return
+        attributes, eager = variable
+        attributes["_stance"] = Uncompiled._before
+        try:
+            yield
+        finally:
+            attributes["_stance"] = eager
 
     def leave(self) -> None:
         """End, if it has begun."""
@@ -113,6 +129,11 @@ class Uncompiled:
 
     def __exit__(self, *exception: object) -> None:
         self.leave()
+
+
+@cache
+def _usual_stance() -> Any:
+    return torch._dynamo.eval_frame.DynamoStance()
 
 
 @cache
