@@ -6,8 +6,9 @@ from plasticity.exporting import export
 from plasticity.groups import Consumer, UnitGroup, UnitGroups, Write
 from plasticity.tracing.branches import register_branches
 from plasticity.units import find_units
-from plasticity.watching.activity import Activity, UnitStatistics, watch
+from plasticity.watching.activity import Activity, watch
 from plasticity.watching.unit_gradients import GradientStatistics, UnitGradients, watch_gradients
+from plasticity.watching.unit_statistics import UnitStatistics
 
 __version__ = "0.1.0"
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from plasticity.groups import UnitGroup
 from plasticity.probe import Probe
 from plasticity.watching.activity import Activity
+from plasticity.watching.call_sums import sum_type
 from plasticity.watching.calls import Look, Looker
-from plasticity.watching.unit_statistics import Sums, UnitStatistics, plainly, sum_type
+from plasticity.watching.unit_statistics import Sums, UnitStatistics, plainly
 
 BINS = 16
 """Of the histogram whose entropy is taken."""

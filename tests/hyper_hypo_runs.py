@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, select_units
-from plasticity.watching.activity import UnitStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 SAMPLES, BATCH = 48, 16
 

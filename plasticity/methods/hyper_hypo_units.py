@@ -15,7 +15,7 @@ from plasticity.groups import UnitGroups
 from plasticity.probe import Probe
 from plasticity.spread import SpreadStatistics, spread_statistics
 from plasticity.values import check_shares, in_range
-from plasticity.watching.activity import UnitStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 Mode = Literal["adapt", "prune"]
 Saliency = Literal["frequency", "mean_abs", "std", "entropy"]

@@ -16,8 +16,9 @@ from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
 from plasticity.methods.recycling import private_groups, skipped_groups
 from plasticity.watching.activity import Activity
+from plasticity.watching.call_sums import sum_type
 from plasticity.watching.calls import Look, Looker
-from plasticity.watching.unit_statistics import Sums, sum_type
+from plasticity.watching.unit_statistics import Sums
 
 
 @dataclass(frozen=True)

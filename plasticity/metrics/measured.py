@@ -13,8 +13,8 @@ from plasticity import measures
 from plasticity.errors import UserError
 from plasticity.measures import UnitGradientMeans
 from plasticity.measures.scalars import stack
-from plasticity.watching.activity import UnitStatistics
 from plasticity.watching.unit_gradients import GradientStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 Needs = Literal["units", "features", "weights", "initial", "gradients", "unit_gradients", "steps"]
 """What a measure is computed from: units and features are watched, losses compared before and after a step, the others

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from plasticity.metrics.measured import Values
-from plasticity.watching.activity import UnitStatistics
 from plasticity.watching.unit_gradients import GradientStatistics
+from plasticity.watching.unit_statistics import UnitStatistics
 
 
 class Tally:

@@ -18,8 +18,6 @@ from plasticity.watching.layer_inputs import FeatureRows, InputSums, input_of, u
 from plasticity.watching.passes import Pass, callers
 from plasticity.watching.unit_statistics import Sums, UnitStatistics
 
-__all__ = ["Activity", "UnitStatistics", "watch"]
-
 
 class Activity:
     """Statistics of hidden units; made by `watch`.

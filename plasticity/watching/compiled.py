@@ -16,10 +16,11 @@ from plasticity.groups import UnitGroups, unwrap
 from plasticity.tracing.compilation import Compilation, NotCompiledError, WholeGraph, compilation_of
 from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.tracing.unwatched import unwatched
+from plasticity.watching.call_sums import sum_type
 from plasticity.watching.calls import Call, behind
 from plasticity.watching.graph import Place, Recorder, Seen
 from plasticity.watching.layer_inputs import FeatureRows
-from plasticity.watching.unit_statistics import Sums, plainly, sum_type
+from plasticity.watching.unit_statistics import Sums, plainly
 
 KINDS = 32
 """Sums of so many kinds of passes, such as of mini-batches of different sizes, are kept apart."""

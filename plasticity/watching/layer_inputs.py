@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.watching.unit_statistics import plainly, sum_type
+from plasticity.watching.call_sums import sum_type
+from plasticity.watching.unit_statistics import plainly
 
 FEW = 256
 """There is memory for so many rows of a representation from the start."""

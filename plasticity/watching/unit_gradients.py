@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup, UnitGroups, Write, layer, unwrap
-from plasticity.watching.unit_statistics import sum_type
+from plasticity.watching.call_sums import sum_type
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from plasticity.groups import UnitGroup
 from plasticity.tracing.functions import NON_NEGATIVE
 from plasticity.watching.call_sums import CallSums, add_up, call_sums, sum_type
 
-__all__ = ["Sums", "UnitStatistics", "plainly", "sum_type"]
-
 
 @dataclass(frozen=True)
 class UnitStatistics:
