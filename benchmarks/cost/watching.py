@@ -79,6 +79,7 @@ def _blocks(case: Case, device: torch.device) -> dict[str, Trainer]:
         EVERY: Trainer(case, device, metrics=[plasticity_metrics(epoch=True, every=SAMPLED)]),
         GRADIENTS: Trainer(case, device, metrics=[plasticity_metrics(epoch=True, measures=["NotLearningUnits"])]),
     }
-    if case.model != "slim-resnet18":  # whose activations are functions, which such hooks do not see
+    # Such hooks do not see activations that are functions, and graphs that are compiled before them do not call them.
+    if case.model != "slim-resnet18" and not case.computing.compile:
         blocks[HOOKS] = Trainer(case, device, [PlainHooks()])
     return blocks
