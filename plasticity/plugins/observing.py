@@ -16,6 +16,7 @@ from plasticity.plugins.inputs import model_inputs
 from plasticity.probe import Probe
 from plasticity.units import find_units
 from plasticity.watching.activity import Activity, check_every, refuse_replicas
+from plasticity.watching.passes import is_plain
 
 Made = TypeVar("Made")
 Watching = TypeVar("Watching", bound=Activity)
@@ -202,14 +203,14 @@ class _Parts:
         self._model, self._training = model, model.training
         modules = list(model.modules())
         # PyTorch's own layers do not use what else they hold:
-        self._children = [each._modules for each in modules if each._modules or not _is_plain(each)]
+        self._children = [each._modules for each in modules if each._modules or not is_plain(each)]
         self._children_then = [*map(dict, self._children)]  # modules are equal only to themselves
-        self._owned = [each._parameters for each in modules if each._parameters or not _is_plain(each)]
+        self._owned = [each._parameters for each in modules if each._parameters or not is_plain(each)]
         self._parameters = [*chain.from_iterable(map(dict.values, self._owned))]
         given = [each for each in self._parameters if each is not None]
         self._lazy = [each for each in given if is_lazy(each)]
         # A bias is as long as the weight is wide:
-        implied = {id(each.bias) for each in modules if isinstance(each, _WITH_BIAS) and _is_plain(each)}
+        implied = {id(each.bias) for each in modules if isinstance(each, _WITH_BIAS) and is_plain(each)}
         self._shaped = [each for each in given if not is_lazy(each) and id(each) not in implied]
         self._shapes = [*map(Tensor.size, self._shaped)]
 
@@ -226,10 +227,6 @@ class _Parts:
 
 
 _WITH_BIAS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _shape(parameter: nn.Parameter | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from plasticity.watching.fused_sums import FusedSums, fusible
+from plasticity.watching.fused_sums import HALF, FusedSums, fusible
 
 PART = 2**18
 """How many activations a CPU takes at a time: so many stay in its cache until all their sums are made."""
@@ -25,9 +25,6 @@ FEW = 2**11
 
 _QUICK = (torch.float32, torch.float64)
 """Data types in which a CPU adds up one call's activations fast, and ones exactly; calls are added up in float64."""
-
-_HALF = (torch.bfloat16, torch.float16)
-"""Those that a CPU turns into float32 first, which is exact."""
 
 _EXACT = 2**24
 """So many ones can be added up in float32."""
@@ -85,7 +82,7 @@ def call_sums(h: Tensor, others: tuple[int, ...], signed: bool, otherwise: Calla
     if fusible(h):
         return FusedSums(h, others, signed, otherwise)
     observations = math.prod(h.shape[dim] for dim in others)
-    floating = h.device.type == "cpu" and h.dtype in _QUICK + _HALF and h.numel() > 0 and observations < _EXACT
+    floating = h.device.type == "cpu" and h.dtype in _QUICK + HALF and h.numel() > 0 and observations < _EXACT
     return (FloatSums if floating else AnySums)(h, others, signed, otherwise)
 
 
@@ -103,7 +100,7 @@ class AnySums:
         self.calls = 0
         self._like = h.shape, h.dtype, h.device
         self._others, self._signed, self._otherwise = others, signed, otherwise
-        self._wide = torch.float32 if h.dtype in _HALF else h.dtype
+        self._wide = torch.float32 if h.dtype in HALF else h.dtype
         self._kept: list[list[Tensor]] = []
         self._totals: list[Tensor] = []
 

@@ -17,7 +17,7 @@ from plasticity.tracing.compilation import Compilation, NotCompiledError, WholeG
 from plasticity.tracing.preserve import Uncompiled, preserved
 from plasticity.tracing.unwatched import unwatched
 from plasticity.watching.call_sums import sum_type
-from plasticity.watching.calls import Call, behind
+from plasticity.watching.calls import EVERY, Call, behind
 from plasticity.watching.graph import Place, Recorder, Seen
 from plasticity.watching.layer_inputs import FeatureRows
 from plasticity.watching.unit_statistics import Sums, plainly
@@ -180,7 +180,7 @@ def _place(sums: Sums, rows: bool) -> Place:
         module, call, function = group.site.module, group.site.call, group.site.function
     else:
         assert group.at is not None
-        module, call, function = group.at, -1, False
+        module, call, function = group.at, EVERY, False
     return Place(module, call, function, sums.dim, group.size, length, sums.signed, rows)
 
 

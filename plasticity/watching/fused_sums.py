@@ -22,7 +22,8 @@ ALONE = 2**17
 
 _KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+"""Data types that a CPU turns into float32 first, which is exact."""
 
 
 class FusedSums:
@@ -41,7 +42,7 @@ class FusedSums:
     def __init__(self, h: Tensor, others: tuple[int, ...], signed: bool, otherwise: Callable[[Tensor], None]) -> None:
         self.calls, self._otherwise = 0, otherwise
         self._class, self._shape, self._strides, self._dtype = type(h), h.shape, h.stride(), h.dtype
-        self._half = h.dtype in _HALF
+        self._half = h.dtype in HALF
         self._kind = np.empty(0, np.float32 if self._half else _KINDS[h.dtype])
         places = _in_memory(h)
         at = next((place for place, dim in enumerate(places) if dim not in others), len(places))
@@ -97,7 +98,7 @@ def fusible(h: Tensor) -> bool:
         type(h) in (Tensor, nn.Parameter)
         and h.is_cpu
         and h.layout is torch.strided
-        and (h.dtype in _KINDS or h.dtype in _HALF)
+        and (h.dtype in _KINDS or h.dtype in HALF)
         and h.numel() > 0
         and (h.numel() <= ALONE or torch.get_num_threads() <= THREADS)
         and h.permute(_in_memory(h)).is_contiguous()

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from plasticity.tracing.functions import WATCHED_FUNCTIONS
+from plasticity.watching.calls import EVERY
 from plasticity.watching.layer_inputs import as_rows, input_of, unit_dim
 from plasticity.watching.passes import callers
 
@@ -24,7 +25,7 @@ class Place(NamedTuple):
 
     Attributes:
         module: Qualified name.
-        call: Which of its calls, or of the activation functions that it calls, in a pass; -1: every one.
+        call: Which of its calls, or of the activation functions that it calls, in a pass; or `EVERY` one.
         function: Whether these are functions.
         dim: The negative dimension that holds the units; None if all is one unit.
         size: Number of units.
@@ -154,7 +155,7 @@ class Recorder:
         call = self.calls.get(key, 0)
         self.calls[key] = call + 1
         for number, place in enumerate(self.places):
-            if place.module == module and place.function == function and place.call in (call, -1):
+            if place.module == module and place.function == function and place.call in (call, EVERY):
                 if isinstance(result, Tensor):
                     self._add(number, place, result.detach())
                 elif not function:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plasticity.watching.call_sums import sum_type
+from plasticity.watching.call_sums import add_up, sum_type
 from plasticity.watching.unit_statistics import plainly
 
 FEW = 256
@@ -33,8 +33,8 @@ class InputSums:
         """Add the input of one call, whose features lie along a negative dimension."""
         with plainly():
             x = x.detach()
-            others = [d for d in range(x.dim()) if d != x.dim() + dim]
-            total = x.sum(others, dtype=sum_type(x.device)) if others else x.to(sum_type(x.device), copy=True)
+            others = tuple(d for d in range(x.dim()) if d != x.dim() + dim)
+            total = add_up(x, others, sum_type(x.device))
             least = x.amin() if x.numel() else x.new_zeros(())
             self.total = total if self.total is None else self.total + total
             self.least = least if self.least is None else torch.minimum(self.least, least)

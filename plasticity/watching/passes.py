@@ -78,11 +78,16 @@ class Pass:
         self._function_called(name, call, result)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module is one of PyTorch's own, and no subclass."""
+    return type(module).__module__.startswith("torch.nn.modules.")
+
+
 def callers(modules: dict[str, nn.Module]) -> list[str]:
     """Name the modules whose function calls must be told apart; PyTorch's own layers call no watched function."""
     found = []
     for name, module in modules.items():
-        plain = type(module).__module__.startswith("torch.nn.modules") and type(module) not in ACTIVATION_MODULES
+        plain = is_plain(module) and type(module) not in ACTIVATION_MODULES
         if name and not (plain and next(module.children(), None) is None):
             found.append(name)
     return found

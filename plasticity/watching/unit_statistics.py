@@ -82,9 +82,7 @@ class Sums:
             observations: Of each unit.
         """
         with plainly():
-            new = [self._by_unit(each) for each in sums]
-            both = zip(self._retired, new, strict=True)
-            self._retired = [before.to(now.device) + now for before, now in both] if self._retired else new
+            self._retired = _together(self._retired, [self._by_unit(each) for each in sums])
         self._count += observations
 
     def _begin(self, activations: Tensor) -> None:
@@ -101,10 +99,7 @@ class Sums:
         if self._calls is None:
             return self._retired
         with plainly():
-            new = [self._by_unit(sums) for sums in self._calls.sums()]
-            if not self._retired or not new:
-                return self._retired or new
-            return [before.to(now.device) + now for before, now in zip(self._retired, new, strict=True)]
+            return _together(self._retired, [self._by_unit(sums) for sums in self._calls.sums()])
 
     def per_unit(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Add up values of the activations' shape.
@@ -149,3 +144,10 @@ class Sums:
             return UnitStatistics(torch.zeros(size, dtype=torch.int64, device=device), 0, nothing, nothing.clone())
         fired, *sums = totals
         return UnitStatistics(fired.clone(), self.count, sums[0] / self.count, sums[-1] / self.count)
+
+
+def _together(before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    """Add sums up, of which there may be none on either side."""
+    if not before or not new:
+        return before or new
+    return [one.to(other.device) + other for one, other in zip(before, new, strict=True)]
