@@ -3,16 +3,21 @@
 import json
 import statistics
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
 import torch
 
+from benchmarks import models
 from benchmarks.cli import main
+from benchmarks.cli.measuring import CLEAR
 from benchmarks.cost import cases, peers, treating, watching
-from benchmarks.cost.table import content, text
-from benchmarks.cost.timing import clock, interleave, ratio
+from benchmarks.cost.table import content, rows
+from benchmarks.cost.timing import clock, interleave, ratio, telling
+from plasticity import UserError
+from strategies import STRATEGIES
 
 CPU = torch.device("cpu")
 WATCHING = [watching.EXACT, watching.EVERY, watching.GRADIENTS, watching.HOOKS]
@@ -136,7 +141,7 @@ def test_another_package_is_measured_where_it_is_installed(monkeypatch):
         after = trainer.strategy.model.parameters()
         assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert [optimizer.steps for optimizer in made] == [SMALL.steps + cases.StepTimer.SKIPPED] * 2
-    rate = treating.parse("continual-backprop")[0].plugins(treating.Context(None, 0, 1, 8, 1))[0].rule.replacement_rate
+    rate = treating.build_plugins("continual-backprop", treating.Context(None, 0, 1, 8, 1))[0].rule.replacement_rate
     assert [optimizer.settings.get("replacement_rate") for optimizer in made] == [None, rate]
 
 
@@ -154,23 +159,131 @@ def test_the_step_timer_counts_the_steps_after_the_first_few(monkeypatch):
     assert cases.Trainer(SMALL, CPU)() == pytest.approx(12 / SMALL.steps)
 
 
-def test_the_command_prints_a_table_and_writes_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(watching, "CASES", (SMALL,))
-    monkeypatch.setattr(watching.measure, "__defaults__", ((SMALL,),))
+def test_a_strategy_asked_for_by_its_name_is_measured_or_refused(monkeypatch):
+    """Also several together, beside the other package if ours is among them, all in the same rounds."""
+    asked = ["redo:tau=0.1+l2", "layer-norm+upgd", "continual-backprop"]
+    rounds = []
+    monkeypatch.setattr(
+        treating, "interleave", lambda blocks, count: rounds.append(list(blocks)) or interleave(blocks, 1)
+    )
+    monkeypatch.setattr(treating, "installed", lambda: {"peer": lambda case, device: cases.Trainer(case, device)})
+    found = {line.what for line in treating.measure(CPU, 1, [SMALL], asked)}
+    assert found == {*asked, "peer"} and rounds == [["naive", *asked, "peer"]]
+    layers = treating.Method("layer-norm+upgd", SMALL, CPU).trainer.strategy
+    assert type(layers.optimizer).__name__ == "UPGD"
+    assert any(isinstance(module, torch.nn.LayerNorm) for module in layers.model.modules())
+    nothing_to_treat = cases.Case("none", "linear", (8,), 8, torch.optim.SGD, 2)
+    with monkeypatch.context() as patch:
+        patch.setitem(models.MODELS, "linear", lambda classes, shape, labels: torch.nn.Linear(shape[0], classes))
+        assert list(treating.measure(CPU, 1, [nothing_to_treat], ["l2"]))
+        with pytest.raises(UserError, match="^redo on linear: "):
+            next(treating.measure(CPU, 1, [nothing_to_treat], ["redo"]))
+
+
+def test_every_block_is_told_before_it_begins():
+    told = []
+    with telling(lambda *what: told.append(what)):
+        interleave({"a": lambda: told.append("a") or 1.0, "b": lambda: 1.0}, 1, warm_up=1)
+    interleave({"c": lambda: 1.0}, 1)
+    assert told == [("a", 1, 2), "a", ("b", 1, 2), ("b", 2, 2), ("a", 2, 2), "a"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for section in watching, treating, cases:
+        monkeypatch.setattr(section, "CASES", (SMALL, replace(SMALL, name="other", model="mlp-2x8")))
+
+
+def test_the_command_prints_figures_as_they_come_and_writes_them(tmp_path, capsys, small):
     output = tmp_path / "cost.json"
     assert main(["cost", "--sections", "watching", "--rounds", "2", "--output", str(output)]) == 0
-    assert "watching: small (step / naive step)" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "watching: small (step / naive step)" in shown.out and shown.err == ""
     found = json.loads(output.read_text())
     assert found["command"].endswith("cost --sections watching --rounds 2 --device cpu --threads 1")
     assert {"torch", "cpu"} <= set(found["environment"])
-    assert [line["what"] for line in found["lines"]] == WATCHING
-    assert main(["cost", "--sections", "sleeping"]) == 2
-    assert "unknown section 'sleeping': there are watching" in capsys.readouterr().err
+    assert [line["what"] for line in found["lines"]] == WATCHING * 2
+
+
+def test_what_was_measured_before_an_interruption_is_kept(tmp_path, capsys, small, monkeypatch):
+    output = tmp_path / "cost.json"
+    output.write_text("of before")
+    asked = ["cost", "--sections", "treating", "--rounds", "3", "--output", str(output), "--strategies", "redo"]
+    before = []
+
+    def interrupted(blocks, rounds):
+        if before:
+            raise KeyboardInterrupt
+        before.append(output.read_text())
+        return interleave(blocks, rounds)
+
+    monkeypatch.setattr(treating, "interleave", interrupted)
+    assert main(asked) == 130 and before == ["of before"]
+    shown, found = capsys.readouterr(), json.loads(output.read_text())
+    assert [(line["case"], line["what"]) for line in found["lines"]] == [("small", "redo")] * 2
+    assert shown.out.count("  redo ") == 2 and "interrupted" in shown.err
+    assert found["command"].endswith("--threads 1 --strategies redo")
+    assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
+
+
+def test_a_terminal_shows_what_is_going_on(capsys, small, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert (
+        main(["cost", "--sections", "treating", "--rounds", "3", "--strategies", "l2", "--networks", "mlp-2x16"]) == 0
+    )
+    shown = capsys.readouterr().err
+    assert "round 2 of 2: l2" in shown and shown.endswith(CLEAR)
+
+
+def test_networks_and_strategies_are_those_asked_for(tmp_path, capsys, small, monkeypatch):
+    (tmp_path / "my_methods.py").write_text(
+        "from plasticity.plugins import L2Plugin\n"
+        "from strategies import register\n"
+        "register('my-method', lambda context: [L2Plugin()])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STRATEGIES, "my-method", None)
+    del STRATEGIES["my-method"]  # so that it is gone after the test, too
+    words = ["--networks", "mlp-2x8", "--strategies", "my-method,l2+redo", "--import", "my_methods"]
+    asked = ["cost", "--sections", "treating", "--rounds", "1", *words, "--output", str(tmp_path / "cost.json")]
+    assert main(asked) == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    cost = [(line["case"], line["what"], line["unit"][:4]) for line in found["lines"]]
+    assert cost == [("other", "my-method", "step"), ("other", "l2+redo", "step"), ("other", "l2+redo", "trea")]
+    expected = (
+        "--sections treating --rounds 1 --device cpu --threads 1 --strategies my-method,l2+redo --networks mlp-2x8"
+    )
+    assert found["command"] == f"python -m benchmarks cost {expected} --import my_methods"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--sections", ","], "--sections names none"),
+        (["--sections", "sleeping"], "unknown section 'sleeping': there are watching"),
+        (["--strategies", "redoo"], "unknown strategy 'redoo'"),
+        (
+            ["--networks", "resnet"],
+            "unknown network 'resnet': costs are measured on slim-resnet18, pairs-conv, mlp-3x1000",
+        ),
+        (["--sections", "loading", "--networks", "pairs-conv"], "--networks is for watching and treating, which"),
+        (["--sections", "watching", "--strategies", "redo"], "--strategies is for treating and long-runs, which"),
+        (["--experiences", "5"], "--experiences is for long-runs, which --sections does not name"),
+        (["--output", "absent/cost.json"], "cannot write absent/cost.json: No such file or directory"),
+        (["--output", "."], "cannot write .: it is a folder"),
+        (["--import", "no_such_module"], "no_such_module"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(watching, "measure", lambda *args, **kwargs: pytest.fail("it began"))
+    assert main(["cost", *words]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and not shown.out
 
 
 def test_the_text_has_every_figure():
     lines = list(watching.measure(CPU, 1, [SMALL]))
-    shown = text(lines)
+    shown = "\n".join(rows(lines))
     for line in lines:
         assert f"{line.ratio.median:.3f}" in shown and line.what in shown
     assert content(lines, {}, "x")["lines"][0]["ratio"]["median"] == lines[0].ratio.median

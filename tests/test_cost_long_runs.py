@@ -73,24 +73,20 @@ class Here:
 
 
 def test_the_command_measures_and_its_table_has_a_row_for_each_strategy(tmp_path, capsys, monkeypatch):
-    def seen(run, every):
-        assert (run.benchmark, run.experiences, run.evaluate, run.epochs) == (
-            "permuted-digits",
-            80,
-            5,
-            1,
-        ) and every == 2
+    def seen(run, every, modules):
+        assert (run.benchmark, run.experiences, run.evaluate, run.epochs) == ("permuted-digits", 80, 5, 1)
+        assert every == 2 and modules == ("json",)
         done = list(range(0, 81, 2))
         return Series(done, [900.0] * 41, [100] * 41, [5 * number for number in done], [0.2] * 80, [0.1] * 80)
 
     monkeypatch.setattr(long_runs, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(long_runs, "watched", seen)
     output = tmp_path / "long.json"
-    command = ["cost", "--sections", "long-runs", "--strategies", "naive,l2", "--experiences", "80"]
+    command = ["cost", "--sections", "long-runs", "--strategies", "naive,l2", "--experiences", "80", "--import", "json"]
     assert main([*command, "--output", str(output)]) == 0
     assert f"long-runs: permuted-digits, 80 experiences ({long_runs.MEMORY})" in capsys.readouterr().out
     found = json.loads(output.read_text())
-    assert found["command"].endswith("--threads 1 --strategies naive,l2 --experiences 80")
+    assert found["command"].endswith("--threads 1 --strategies naive,l2 --experiences 80 --import json")
     assert [line["what"] for line in found["lines"]] == ["naive"] * 5 + ["l2"] * 5
     table = markdown(found).splitlines()
     assert table[0].startswith("| strategy | MiB of memory") and len(table) == 6

@@ -60,6 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept", file=sys.stderr)
+        print("interrupted; what is finished is kept", file=sys.stderr)
         return 130
     return 0

@@ -38,6 +38,11 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Read names between commas, each once."""
+    return tuple(dict.fromkeys(name for name in text.split(",") if name))
+
+
 def count(text: str) -> int:
     """Read a whole number of at least 1."""
     return _whole(text, 1)
@@ -110,3 +115,15 @@ def add_computing(command: argparse.ArgumentParser) -> None:
 def computing(arguments: argparse.Namespace) -> Computing:
     """Return what those options say."""
     return Computing(arguments.precision, arguments.channels_last, arguments.compile)
+
+
+def add_modules(command: argparse.ArgumentParser) -> None:
+    """Add the option by which a user's modules are imported."""
+    command.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of yours that registers models, streams or strategies; may be repeated",
+    )

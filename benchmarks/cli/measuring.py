@@ -2,11 +2,20 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.cli.arguments import add_computing, computing, count, device
-from plasticity.errors import UserError
+from benchmarks.cli.arguments import add_computing, add_modules, computing, count, device, listed, path
+from benchmarks.writing import check_writable, write_whole
+
+if TYPE_CHECKING:  # takes seconds
+    from benchmarks.cost import CostSettings
+    from benchmarks.cost.table import Line
+
+CLEAR = "\r\x1b[K"
+"""Takes away what stands in the terminal's line."""
 
 
 def add_study(commands: Any) -> None:
@@ -38,11 +47,16 @@ def add_cost(commands: Any) -> None:
     cost.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, … (default: cpu)")
     cost.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads (default: 1)")
     cost.add_argument(
-        "--strategies", default="", metavar="A,B", help="of long-runs (default: a few of different kinds)"
+        "--strategies",
+        default="",
+        metavar="A,B",
+        help="of treating and long-runs; + combines them (default: all, and a few of different kinds)",
     )
+    cost.add_argument("--networks", default="", metavar="A,B", help="of watching and treating (default: all)")
     cost.add_argument("--experiences", type=count, metavar="N", help="of a run of long-runs (default: 2000)")
     add_computing(cost)
-    cost.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    add_modules(cost)
+    cost.add_argument("--output", type=path, metavar="FILE", help="write the figures as JSON, too, while they come")
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -57,24 +71,48 @@ def _study(arguments: argparse.Namespace) -> None:
 
 
 def _cost(arguments: argparse.Namespace) -> None:
-    from benchmarks.cost import measure
-    from benchmarks.cost.table import content, text
+    from benchmarks.cost import CostSettings, measure
+    from benchmarks.cost.table import rows
+    from benchmarks.cost.timing import telling
+
+    settings = CostSettings(
+        listed(arguments.sections),
+        arguments.rounds,
+        device(arguments.device),
+        arguments.threads,
+        listed(arguments.strategies),
+        listed(arguments.networks),
+        arguments.experiences,
+        tuple(arguments.modules),
+        computing(arguments),
+    )
+    lines = measure(settings)
+    if arguments.output is not None:
+        check_writable(arguments.output)
+        lines = _kept(lines, arguments.output, settings)
+    with telling(_tell_on_terminal if sys.stderr.isatty() else _tell_nobody):
+        for row in rows(lines):
+            print(CLEAR if sys.stderr.isatty() else "", end="", file=sys.stderr, flush=True)
+            print(row, flush=True)
+
+
+def _kept(lines: "Iterator[Line]", output: Path, settings: "CostSettings") -> "Iterator[Line]":
+    """Pass figures on; the file has them as soon as they are known, for what is asked for takes hours."""
+    from benchmarks.cost.table import content
     from benchmarks.settings import environment
 
-    sections = [section for section in arguments.sections.split(",") if section]
-    asked = computing(arguments)
-    strategies = [name for name in arguments.strategies.split(",") if name]
-    where, long = device(arguments.device), (strategies, arguments.experiences)
-    lines = list(measure(sections, where, arguments.rounds, arguments.threads, asked, *long))
-    print(text(lines))
-    if arguments.output is not None:
-        words = f"--sections {arguments.sections} --rounds {arguments.rounds} --device {arguments.device}"
-        words += f" --threads {arguments.threads}"
-        words += f" --strategies {arguments.strategies}" if strategies else ""
-        words += f" --experiences {arguments.experiences}" if arguments.experiences else ""
-        command = " ".join([f"python -m benchmarks cost {words}", *asked.words()])
-        found = content(lines, {**environment(arguments.device), **asked.environment(arguments.device)}, command)
-        try:
-            arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {arguments.output}: {error.strerror}") from None
+    where = {**environment(settings.device), **settings.computing.environment(settings.device)}
+    command, found = " ".join(["python -m benchmarks cost", *settings.words()]), []
+    for line in lines:
+        found.append(line)
+        write_whole(output, json.dumps(content(found, where, command), indent=1) + "\n")
+        yield line
+
+
+def _tell_on_terminal(name: str, number: int, rounds: int) -> None:
+    # No bars that move by themselves: their thread would be timed, too.
+    print(f"{CLEAR}round {number} of {rounds}: {name}", end="", file=sys.stderr, flush=True)
+
+
+def _tell_nobody(name: str, number: int, rounds: int) -> None:
+    pass

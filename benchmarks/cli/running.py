@@ -7,7 +7,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cli.arguments import add_computing, computing, count, device, minutes, natural, path, seeds
+from benchmarks.cli.arguments import (
+    add_computing,
+    add_modules,
+    computing,
+    count,
+    device,
+    listed,
+    minutes,
+    natural,
+    path,
+    seeds,
+)
 from benchmarks.runner import CHECKPOINT_MINUTES, import_modules, run_all
 from benchmarks.settings import RunSettings
 from plasticity.errors import UserError
@@ -32,18 +43,6 @@ def add_tune(commands: Any) -> None:
     tune.set_defaults(execute=_tune)
     tune.add_argument("--seeds", type=count, default=1, metavar="N", help="how many tuning seeds (default: 1)")
     _add_arguments(tune)
-
-
-def add_modules(command: argparse.ArgumentParser) -> None:
-    """Add the option by which a user's modules are imported."""
-    command.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module of yours that registers models, streams or strategies; may be repeated",
-    )
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -109,14 +108,13 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     import_modules(arguments.modules)
     from strategies import STRATEGIES, parse
 
-    names = [name for name in arguments.strategies.split(",") if name]
-    if names == ["all"]:
-        names = list(STRATEGIES)
-    if not names:
+    asked = listed(arguments.strategies)
+    if not asked:
         raise UserError("--strategies names none")
-    for name in names:
+    asked = tuple(STRATEGIES) if asked == ("all",) else asked
+    for name in asked:
         parse(name)
-    return list(dict.fromkeys(names))
+    return list(asked)
 
 
 def _runs(arguments: argparse.Namespace, names: list[str], chosen: range) -> list[RunSettings]:
@@ -141,7 +139,7 @@ def _runs(arguments: argparse.Namespace, names: list[str], chosen: range) -> lis
             threads=arguments.threads,
             evaluate=arguments.evaluate,
             computing=computing(arguments),
-            measure=[name for name in arguments.measure.split(",") if name],
+            measure=list(listed(arguments.measure)),
             data=arguments.data,
         )
         for name in names

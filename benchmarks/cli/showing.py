@@ -4,8 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from benchmarks.cli.arguments import path
-from benchmarks.cli.running import add_modules
+from benchmarks.cli.arguments import add_modules, path
 from benchmarks.runner import import_modules
 from plasticity.errors import UserError
 

@@ -30,7 +30,7 @@ def compare(directory: Path, format: str = "table", output: Path | None = None) 
     from benchmarks.comparison import tables
     from benchmarks.comparison.results import read_runs
     from benchmarks.comparison.rows import comparison_rows
-    from benchmarks.comparison.writing import write_whole
+    from benchmarks.writing import write_whole
     from plasticity.errors import UserError
 
     if format not in FORMATS:

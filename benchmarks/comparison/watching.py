@@ -13,7 +13,7 @@ from benchmarks.comparison.live import Live, unfinished_runs
 from benchmarks.comparison.report import html_page
 from benchmarks.comparison.results import read_runs
 from benchmarks.comparison.rows import comparison_rows
-from benchmarks.comparison.writing import write_whole
+from benchmarks.writing import write_whole
 from plasticity.errors import UserError
 
 SECONDS = 5.0

@@ -1,6 +1,6 @@
 """The networks and mini-batches on which costs are measured; the data are random, for costs do not depend on them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,6 +48,11 @@ CASES = (
     Case("pairs-conv, batch 32", "pairs-conv", (3, 32, 32), 32, partial(torch.optim.Adam, lr=1e-3, fused=True), 60),
     Case("mlp-3x1000, batch 64", "mlp-3x1000", (784,), 64, partial(torch.optim.Adam, lr=1e-3, fused=True), 30),
 )
+
+
+def of_networks(cases: Iterable[Case], networks: Collection[str]) -> tuple[Case, ...]:
+    """Return the cases of some networks, by their names in `benchmarks.models`; none: all."""
+    return tuple(case for case in cases if not networks or case.model in networks)
 
 
 def computed(cases: Iterable[Case], computing: Computing) -> tuple[Case, ...]:

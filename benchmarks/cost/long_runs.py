@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +50,13 @@ class Asked:
         strategies: Their names.
         experiences: Length of the stream.
         looks: How often each run is looked at.
+        modules: Modules to import first, which register the strategies.
     """
 
     strategies: tuple[str, ...] = STRATEGIES
     experiences: int = EXPERIENCES
     looks: int = LOOKS
+    modules: tuple[str, ...] = ()
 
 
 @dataclass
@@ -153,7 +155,7 @@ def measure(asked: Asked, device: str, threads: int, computing: Computing | None
     check(runs)
     for run in runs:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            series = alone.submit(watched, run, asked.experiences // asked.looks).result()
+            series = alone.submit(watched, run, asked.experiences // asked.looks, asked.modules).result()
         yield from figures(series, run)
 
 
@@ -174,17 +176,18 @@ def run_of(
     )
 
 
-def watched(run: RunSettings, every: int) -> Series:
+def watched(run: RunSettings, every: int, modules: Sequence[str] = ()) -> Series:
     """Do a run as `run` does it, and return what was seen of it; its results are thrown away.
 
     Args:
         run: What to run.
         every: Experiences between two looks.
+        modules: Modules to import first.
     """
     torch.set_num_threads(run.threads)
     watch = Watch(every, torch.device(run.device))
     with tempfile.TemporaryDirectory() as folder:
-        run_one(run, Path(folder), [], watch)
+        run_one(run, Path(folder), list(modules), watch)
     return watch.series
 
 

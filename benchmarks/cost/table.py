@@ -1,7 +1,6 @@
 """The table of costs, as text and as JSON with the environment it was measured in."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.cost.timing import Ratio
@@ -11,6 +10,9 @@ NOTE = (
     "Medians of the ratios within interleaved rounds, with 95% intervals: of the process's own time where one CPU "
     "thread computes it all, of the clock's time otherwise."
 )
+
+WIDTH = 60
+"""Of the names of what is measured; the longest of ours has a letter less."""
 
 
 class Line(NamedTuple):
@@ -47,15 +49,19 @@ def content(lines: Sequence[Line], environment: dict[str, str], command: str) ->
     }
 
 
-def text(lines: Sequence[Line]) -> str:
-    """Return the table for people: medians of ratios within interleaved rounds, with 95% intervals."""
-    width = max((len(line.what) for line in lines), default=0)
-    found = []
-    for (section, case, unit), group in groupby(lines, key=lambda line: (line.section, line.case, line.unit)):
-        found.append(f"{section}: {case} ({unit})")
-        for line in group:
-            figure = line.ratio
-            interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
-            found.append(f"  {line.what.ljust(width)}  {figure.median:7.3f}  {interval}  {figure.rounds} rounds")
-        found.append("")
-    return "\n".join([*found, NOTE, ""] if found else [])
+def rows(lines: Iterable[Line]) -> Iterator[str]:
+    """Give the rows of the table for people, each as soon as its figure is there.
+
+    Args:
+        lines: The figures; those of one case and unit in a row come under one title.
+    """
+    before = None
+    for section, case, what, unit, figure in lines:
+        title = f"{section}: {case} ({unit})"
+        if title != before:
+            yield title if before is None else f"\n{title}"
+            before = title
+        interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
+        yield f"  {what.ljust(WIDTH)}  {figure.median:7.3f}  {interval}  {figure.rounds} rounds"
+    if before is not None:
+        yield f"\n{NOTE}"

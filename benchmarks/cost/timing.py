@@ -1,7 +1,9 @@
 """Times that can be compared on a noisy machine: interleaved blocks, and ratios within each round."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,11 @@ from numpy.typing import NDArray
 
 Block = Callable[[], float]
 """Runs a piece of work and returns how many seconds a unit of it took."""
+
+Tell = Callable[[str, int, int], None]
+"""Is told, before each block, its name, the number of the round from 1, and how many rounds there are."""
+
+_tell: ContextVar[Tell] = ContextVar("tell", default=lambda name, number, rounds: None)
 
 
 class Ratio(NamedTuple):
@@ -36,6 +43,16 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
+@contextmanager
+def telling(tell: Tell) -> Iterator[None]:
+    """Let something be told of every block that begins; no block is timed meanwhile."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
+
 def interleave(blocks: Mapping[str, Block], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Run blocks in turn, every second round in reverse, so that what disturbs the machine disturbs all alike.
 
@@ -51,6 +68,7 @@ def interleave(blocks: Mapping[str, Block], rounds: int, warm_up: int = 1) -> di
     names = list(blocks)
     for number in range(warm_up + rounds):
         for name in names if number % 2 == 0 else names[::-1]:
+            _tell.get()(name, number + 1, warm_up + rounds)
             seconds = blocks[name]()
             if number >= warm_up:
                 times[name].append(seconds)

@@ -22,7 +22,7 @@ from benchmarks.cost.timing import Block, clock, interleave, ratio
 from plasticity.errors import UserError
 from plasticity.plugins import PlasticityInjectionPlugin, TreatmentPlugin
 from plasticity.plugins.stepwise import StepwisePlugin
-from strategies import STRATEGIES, Context, parse
+from strategies import STRATEGIES, Context, build_plugins, change_network, choose_optimizer
 
 LEFT_OUT = {"naive", "fresh", "replay", "hyper-hypo-random"}
 """No treatments, or the same as another."""
@@ -37,7 +37,7 @@ class Method:
     """Trains by a strategy; each call is a block of steps and, where the strategy has treatments, one of these.
 
     Args:
-        name: Of the strategy, with options if wanted.
+        name: Of the strategy, or of several combined, with options if wanted.
         case: The network.
         device: Where.
 
@@ -50,13 +50,12 @@ class Method:
     """
 
     def __init__(self, name: str, case: Case, device: torch.device) -> None:
-        (strategy,) = parse(name)
         example = (torch.randn(4, *case.shape),)
 
         def change(model: nn.Module) -> nn.Module:
-            return model if strategy.network is None else strategy.network(model.cpu(), example).to(device)
+            return change_network(name, model.cpu(), example).to(device)
 
-        plugins = strategy.plugins(Context(lambda: nn.Identity(), 0, 1, case.batch_size, 10))
+        plugins = build_plugins(name, Context(lambda: nn.Identity(), 0, 1, case.batch_size, 10))
         self._treating = [each for each in plugins if isinstance(each, TreatmentPlugin)]
         self._treating = [each for each in self._treating if not isinstance(each, StepwisePlugin)]
         for plugin in self._treating:
@@ -64,9 +63,10 @@ class Method:
                 plugin.experience = 0  # the only one of this stream: act when it comes again
             plugin.intervene = self._timed(plugin, plugin.intervene)  # type: ignore[method-assign]  # timed in place
         self.trainer = Trainer(case, device, plugins, change=change)
-        if strategy.optimizer is not None:
-            parameters = list(self.trainer.strategy.model.parameters())
-            self.trainer.strategy.optimizer = strategy.optimizer(parameters, "adam", 1e-3)
+        parameters = list(self.trainer.strategy.model.parameters())
+        optimizer = choose_optimizer(name, parameters, "adam", 1e-3)
+        if optimizer is not None:
+            self.trainer.strategy.optimizer = optimizer
         self.treatments: list[float] = []
         self._latest = float("nan")
 
@@ -100,43 +100,48 @@ def measure(
     *,
     computing: Computing | None = None,
 ) -> Iterator[Line]:
-    """Measure every method on each network; a method that cannot treat one is passed over.
+    """Measure every method on each network.
 
-    Other packages that do the same are measured beside them where they are installed, see `benchmarks.cost.peers`.
+    Other packages that do the same as `continual-backprop` are measured beside it where they are installed, see
+    `benchmarks.cost.peers`.
 
     Args:
         device: Where.
         rounds: Interleaved rounds.
         cases: The networks.
-        strategies: Names, with options if wanted; None: all but `LEFT_OUT`, and other packages.
+        strategies: Names, with options if wanted; None: all but `LEFT_OUT`, and a method that cannot treat a network is
+            passed over there.
         computing: How the networks compute; None: as by default.
+
+    Raises:
+        UserError: If a strategy was asked for by its name, and a network does not admit it.
     """
     names = [name for name in STRATEGIES if name not in LEFT_OUT] if strategies is None else list(strategies)
     for case in computed(cases, computing or Computing()):
         naive = Trainer(case, device)
-        steps: list[Line] = []
         treatments: list[Line] = []
         for first in range(0, len(names), TOGETHER):
-            blocks = dict(_ready(names[first : first + TOGETHER], case, device))
-            if strategies is None and "continual-backprop" in blocks:
+            blocks = dict(_ready(names[first : first + TOGETHER], case, device, strategies is None))
+            if "continual-backprop" in blocks:
                 blocks.update({name: make(case, device) for name, make in installed().items()})
             times = interleave({"naive": naive, **blocks}, rounds)
             for name, block in blocks.items():
-                steps.append(Line("treating", case.name, name, "step / naive step", ratio(times, name, "naive")))
+                yield Line("treating", case.name, name, "step / naive step", ratio(times, name, "naive"))
                 taken = block.treatments[-rounds:] if isinstance(block, Method) else []
                 if taken and not any(map(math.isnan, taken)):
                     found = ratio({**times, name: taken}, name, "naive")
                     treatments.append(Line("treating", case.name, name, "treatment / naive step", found))
-        yield from steps
         yield from treatments
 
 
-def _ready(names: Iterable[str], case: Case, device: torch.device) -> Iterator[tuple[str, Block]]:
+def _ready(names: Iterable[str], case: Case, device: torch.device, lenient: bool) -> Iterator[tuple[str, Block]]:
     """Make those methods that can treat a network, and let them train once: then they have seen it."""
     for name in names:
         try:
             method = Method(name, case, device)
             method()
-        except UserError:
-            continue
+        except UserError as error:
+            if lenient:
+                continue
+            raise UserError(f"{name} on {case.model}: {error}") from error
         yield name, method

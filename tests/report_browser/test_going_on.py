@@ -7,7 +7,7 @@ from test_comparison_results import write_benchmark
 from test_report_live import write_unfinished
 
 from benchmarks.comparison import watching
-from benchmarks.comparison.writing import write_whole
+from benchmarks.writing import write_whole
 
 pytestmark = needs_chromium
 

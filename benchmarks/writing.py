@@ -29,3 +29,26 @@ def write_whole(output: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def check_writable(output: Path) -> None:
+    """Sees that a file can be written, and leaves what is there as it is.
+
+    Args:
+        output: the file.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = Path(output).resolve()
+    if path.is_dir():
+        raise UserError(f"cannot write {output}: it is a folder")
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists():
+            path.open("a").close()
+        if not path.exists() or path.is_file():
+            trial.touch()
+            trial.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
