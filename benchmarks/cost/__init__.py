@@ -58,8 +58,8 @@ class CostSettings:
         """Import the user's modules, and see that this can be measured, before anything is.
 
         Raises:
-            UserError: If a module cannot be imported, a section, strategy or network is unknown, there is no section, or
-                none that what is asked for is about, or the device cannot compute so.
+            UserError: If a module cannot be imported, a section, strategy or network is unknown, no section is named,
+                or none that something is asked of, or the device cannot compute so.
         """
         if not self.sections:
             raise UserError("--sections names none")

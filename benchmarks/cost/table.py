@@ -62,6 +62,7 @@ def rows(lines: Iterable[Line]) -> Iterator[str]:
             yield title if before is None else f"\n{title}"
             before = title
         interval = f"[{figure.low:.3f}, {figure.high:.3f}]"
-        yield f"  {what.ljust(WIDTH)}  {figure.median:7.3f}  {interval}  {figure.rounds} rounds"
+        rounds = f"{figure.rounds} round{'s' if figure.rounds > 1 else ''}"
+        yield f"  {what.ljust(WIDTH)}  {figure.median:7.3f}  {interval}  {rounds}"
     if before is not None:
         yield f"\n{NOTE}"
