@@ -13,7 +13,7 @@ import torch
 from benchmarks import models
 from benchmarks.cli import main
 from benchmarks.cli.measuring import CLEAR
-from benchmarks.cost import cases, peers, treating, watching
+from benchmarks.cost import CostSettings, cases, measure, peers, treating, watching
 from benchmarks.cost.table import content, rows
 from benchmarks.cost.timing import clock, interleave, ratio, telling
 from plasticity import UserError
@@ -180,6 +180,18 @@ def test_a_strategy_asked_for_by_its_name_is_measured_or_refused(monkeypatch):
             next(treating.measure(CPU, 1, [nothing_to_treat], ["redo"]))
 
 
+def test_all_strategies_are_those_that_treat(monkeypatch):
+    """What is left out of them, as a second name or a line to compare with, is measured if it is named."""
+    left_out = sorted(treating.LEFT_OUT)
+    named = [line.what for line in treating.measure(CPU, 1, [SMALL], left_out)]
+    assert [*dict.fromkeys(named)] == left_out
+    seen = []
+    monkeypatch.setattr(treating, "measure", lambda *args, **kwargs: seen.append(args[3]) or iter(()))
+    for names in (), ("all",), ("l2",):
+        list(measure(CostSettings(("treating",), strategies=names)))
+    assert seen == [None, None, ("l2",)]
+
+
 def test_every_block_is_told_before_it_begins():
     told = []
     with telling(lambda *what: told.append(what)):
@@ -261,6 +273,8 @@ def test_networks_and_strategies_are_those_asked_for(tmp_path, capsys, small, mo
     [
         (["--sections", ","], "--sections names none"),
         (["--sections", "sleeping"], "unknown section 'sleeping': there are watching"),
+        (["--strategies", "redo:tua=1"], "error: 'redo:tua=1': ReDoPlugin has no argument 'tua'"),
+        (["--strategies", "upgd:x=1"], "error: 'upgd:x=1'"),
         (["--strategies", "redoo"], "unknown strategy 'redoo'"),
         (
             ["--networks", "resnet"],

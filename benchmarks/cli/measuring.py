@@ -50,7 +50,7 @@ def add_cost(commands: Any) -> None:
         "--strategies",
         default="",
         metavar="A,B",
-        help="of treating and long-runs; + combines them (default: all, and a few of different kinds)",
+        help="of treating and long-runs; + combines them; or all (default: all, and a few of different kinds)",
     )
     cost.add_argument("--networks", default="", metavar="A,B", help="of watching and treating (default: all)")
     cost.add_argument("--experiences", type=count, metavar="N", help="of a run of long-runs (default: 2000)")

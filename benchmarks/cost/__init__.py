@@ -11,9 +11,10 @@ from plasticity.errors import UserError
 SECTIONS = ("watching", "treating", "loading", "epoch", "processes")
 LONG = "long-runs"
 """A section of its own, which takes an hour."""
-OF_STRATEGIES = ("treating", LONG)
-OF_NETWORKS = ("watching", "treating")
+OF_STRATEGIES, OF_NETWORKS = ("treating", LONG), ("watching", "treating")
 """Sections that are about several strategies, or networks."""
+ALL = ("all",)
+"""Strategies that there are."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class CostSettings:
             tenth.
         device: Where networks are trained.
         threads: CPU threads.
-        strategies: Those of the sections that are about strategies; none: all that treat, and of the long runs a few
-            of different kinds.
+        strategies: Those of the sections that are about strategies, or "all" alone; none: all for treating, and for
+            the long runs a few of different kinds.
         networks: Those of the sections that are about networks, by their names in `benchmarks.models`; none: all.
         experiences: Of a long run; None: 2,000.
         modules: Of the user, which register strategies.
@@ -75,11 +76,14 @@ class CostSettings:
                 raise UserError(f"{option} is for {' and '.join(sections)}, which --sections does not name")
         self.computing.check(self.device)
         import_modules(list(self.modules))
-        from benchmarks.cost.cases import CASES
-        from strategies import parse
+        from torch import nn
 
-        for strategy in self.strategies:
-            parse(strategy)
+        from benchmarks.cost.cases import CASES
+        from strategies import Context, build_plugins, choose_optimizer
+
+        for strategy in () if self.strategies == ALL else self.strategies:
+            build_plugins(strategy, Context(nn.Identity, 0, 1, 1, 2))
+            choose_optimizer(strategy, list(nn.Linear(1, 1).parameters()), "adam", 1e-3)
         known = [case.model for case in CASES]
         for network in self.networks:
             if network not in known:
@@ -103,15 +107,17 @@ def measure(settings: CostSettings) -> Iterator[Line]:
 
     from benchmarks.cost import epoch, loading, long_runs, processes, treating, watching
     from benchmarks.cost.cases import of_networks
+    from strategies import STRATEGIES
 
     torch.set_num_threads(settings.threads)
     where, rounds, computing = torch.device(settings.device), settings.rounds, settings.computing
     names, networks = settings.strategies, settings.networks
+    some = None if names in ((), ALL) else names
     if "watching" in settings.sections:
         yield from watching.measure(where, rounds, of_networks(watching.CASES, networks), computing=computing)
     if "treating" in settings.sections:
         cases = of_networks(treating.CASES, networks)
-        yield from treating.measure(where, max(1, rounds // 3), cases, names or None, computing=computing)
+        yield from treating.measure(where, max(1, rounds // 3), cases, some, computing=computing)
     if "loading" in settings.sections:
         yield from loading.measure(where, rounds, computing=computing)
     if "epoch" in settings.sections:
@@ -119,6 +125,7 @@ def measure(settings: CostSettings) -> Iterator[Line]:
     if "processes" in settings.sections:
         yield from processes.measure(max(1, rounds // 10), device=settings.device, computing=computing)
     if LONG in settings.sections:
-        names, experiences = names or long_runs.STRATEGIES, settings.experiences or long_runs.EXPERIENCES
+        names = tuple(STRATEGIES) if names == ALL else names or long_runs.STRATEGIES
+        experiences = settings.experiences or long_runs.EXPERIENCES
         asked = long_runs.Asked(names, experiences, modules=settings.modules)
         yield from long_runs.measure(asked, settings.device, settings.threads, computing)

@@ -19,6 +19,7 @@ from benchmarks.cost.cases import Case, Trainer, computed
 from benchmarks.cost.peers import installed
 from benchmarks.cost.table import Line
 from benchmarks.cost.timing import Block, clock, interleave, ratio
+from benchmarks.models import build_model
 from plasticity.errors import UserError
 from plasticity.plugins import PlasticityInjectionPlugin, TreatmentPlugin
 from plasticity.plugins.stepwise import StepwisePlugin
@@ -55,7 +56,10 @@ class Method:
         def change(model: nn.Module) -> nn.Module:
             return change_network(name, model.cpu(), example).to(device)
 
-        plugins = build_plugins(name, Context(lambda: nn.Identity(), 0, 1, case.batch_size, 10))
+        def fresh() -> nn.Module:
+            return case.computing.network(change(build_model(case.model, case.classes, case.shape)))
+
+        plugins = build_plugins(name, Context(fresh, 0, 1, case.batch_size, 10))
         self._treating = [each for each in plugins if isinstance(each, TreatmentPlugin)]
         self._treating = [each for each in self._treating if not isinstance(each, StepwisePlugin)]
         for plugin in self._treating:
