@@ -58,10 +58,10 @@ class PartialTraining:
 
     - A parameter without a chosen entry loses its gradient until the update is over, so that the optimizer passes it
       by: the parameter and its whole state, the step count too, stay bit-equal.
-    - Of a parameter with chosen entries the optimizer is shown those alone: the others are 0, with gradient 0. After
-      the update they, and their entries in every state tensor of the parameter's shape, get back what they were.
-      State that is born in the update is left there as the optimizer begins it. The step count, which PyTorch keeps
-      once for a whole tensor, advances.
+    - Of a parameter with chosen entries the optimizer is shown those alone: the others are 0, with gradient 0, and get
+      back what they were. In place of each state tensor of the parameter's shape it is shown another one, of which the
+      chosen entries alone are taken over. State that is born in the update is left there as the optimizer begins it.
+      The step count, which PyTorch keeps once for a whole tensor, advances.
 
     In every forward pass of the model normalisers use their running statistics and leave them alone, and nothing is
     dropped at random, whether by a module or by a function. For that, modules without children and modules with
@@ -83,7 +83,7 @@ class PartialTraining:
     def __init__(self, model: nn.Module, optimizer: Optimizer, trainable: Mapping[str, Tensor]) -> None:
         self.model = model
         self.optimizer = optimizer
-        self._frozen: dict[Tensor, Tensor] = {}
+        chosen: dict[Tensor, Tensor] = {}
         parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
         for name, mask in trainable.items():
             parameter = parameters.get(name)
@@ -94,12 +94,13 @@ class PartialTraining:
                     f"the mask of '{name}' must be boolean, of shape {tuple(parameter.shape)}, "
                     f"not {mask.dtype} of shape {tuple(mask.shape)}"
                 )
-            if bool(mask.any()):
-                frozen = ~mask.to(parameter.device)
-                known = self._frozen.get(parameter)  # a tied parameter has several names
-                self._frozen[parameter] = frozen if known is None else frozen & known
+            known = chosen.get(parameter)  # a tied parameter has several names
+            chosen[parameter] = mask if known is None else mask | known.to(mask.device)
+        self._entries = {each: _Entries(mask, each.device) for each, mask in chosen.items() if bool(mask.any())}
+        self._values: dict[Tensor, Tensor] = {}  # before an update; memory is kept from one to the next
+        self._shown: dict[tuple[Tensor, str], _Shown] = {}
         self._modes: list[tuple[nn.Module, str, Any, Any]] = []
-        self._pending: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._pending: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []  # parameters, their values, and their state
         self._hidden: list[tuple[Tensor, Tensor]] = []  # gradients that the optimizer is not to see
         self._hooks: ExitStack | None = None
         self._dropout = ExitStack()
@@ -166,15 +167,18 @@ class PartialTraining:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                frozen = self._frozen.get(parameter)
-                if frozen is None:
+                entries = self._entries.get(parameter)
+                if entries is None:
                     self._hidden.append((parameter, parameter.grad))
                     parameter.grad = None
-                    continue
-                state = {key: value.clone() for key, value in _entrywise_state(optimizer, parameter).items()}
-                self._pending.append((parameter, parameter.detach().clone(), state))
-                parameter.grad.masked_fill_(frozen, 0)
-                parameter.masked_fill_(frozen, 0)  # so that weight decay finds nothing, and new state starts clean
+                elif not entries.all:
+                    state = _entrywise_state(optimizer, parameter)
+                    self._pending.append((parameter, self._copied(parameter), state))
+                    for key, value in state.items():
+                        shown = self._shown.setdefault((parameter, key), _Shown())
+                        optimizer.state[parameter][key] = shown.in_place_of(value, entries)
+                    entries.alone(parameter.grad)
+                    entries.alone(parameter)  # so that weight decay finds nothing, and new state starts clean
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._restore()
@@ -186,13 +190,89 @@ class PartialTraining:
             if parameter.grad is None:
                 parameter.grad = gradient
         self._hidden = []
-        for parameter, value, state in self._pending:
-            frozen = self._frozen[parameter]
-            parameter.copy_(torch.where(frozen, value, parameter))
-            for key, entry in _entrywise_state(self.optimizer, parameter).items():
-                if key in state:
-                    entry.copy_(torch.where(frozen, state[key], entry))
+        for parameter, values, state in self._pending:
+            entries, now = self._entries[parameter], _entrywise_state(self.optimizer, parameter)
+            entries.others_from(parameter, values)
+            for key in state.keys() & now.keys():
+                self._shown[parameter, key].take_back(now[key], entries)
+                self.optimizer.state[parameter][key] = state[key]
         self._pending = []
+
+    def _copied(self, parameter: Tensor) -> Tensor:
+        place = self._values.get(parameter)
+        if place is None or place.dtype != parameter.dtype or place.device != parameter.device:
+            place = self._values[parameter] = torch.empty_like(parameter, requires_grad=False)
+        return place.copy_(parameter)
+
+
+class _Entries:
+    """Chosen entries of tensors of one shape; most often these are whole rows, which is quicker.
+
+    Args:
+        chosen: Boolean tensor of that shape, somewhere True.
+        device: Of the tensors.
+
+    Attributes:
+        all: Whether all are chosen.
+    """
+
+    def __init__(self, chosen: Tensor, device: torch.device) -> None:
+        self.all = bool(chosen.all())
+        self._rows: Tensor | None = None
+        self._places: tuple[Tensor, ...] = ()
+        if self.all:
+            return
+        each = chosen.flatten(1) if chosen.dim() > 1 else chosen[:, None]
+        rows = each.any(1)
+        if bool((rows == each.all(1)).all()):
+            self._rows = rows.nonzero()[:, 0].to(device)
+        else:
+            self._places = tuple(each.to(device) for each in chosen.nonzero(as_tuple=True))
+
+    def alone(self, tensor: Tensor) -> None:
+        """Set all others to 0."""
+        values = self._of(tensor)
+        self._put(tensor.zero_(), values)
+
+    def others_from(self, tensor: Tensor, source: Tensor) -> None:
+        """Take all others from another tensor."""
+        values = self._of(tensor)
+        self._put(tensor.copy_(source), values)
+
+    def copy(self, source: Tensor, tensor: Tensor) -> None:
+        """Copy the chosen ones from one tensor to another."""
+        self._put(tensor, self._of(source))
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        return tensor[self._places] if self._rows is None else tensor.index_select(0, self._rows)
+
+    def _put(self, tensor: Tensor, values: Tensor) -> None:
+        if self._rows is None:
+            tensor.index_put_(self._places, values)
+        else:
+            tensor.index_copy_(0, self._rows, values)
+
+
+class _Shown:
+    """What an optimizer is shown in place of a tensor of its state; only the chosen entries count."""
+
+    def __init__(self) -> None:
+        self._value = self._shown = torch.empty(0)
+        self._version = -1
+
+    def in_place_of(self, value: Tensor, entries: _Entries) -> Tensor:
+        """Return a tensor that has the chosen entries of one of the state."""
+        if value is not self._value:
+            self._shown = value.clone()
+        elif value._version != self._version:  # somebody wrote to it
+            entries.copy(value, self._shown)
+        self._value = value
+        return self._shown
+
+    def take_back(self, shown: Tensor, entries: _Entries) -> None:
+        """Give the state the chosen entries of what an update has made of the one shown."""
+        entries.copy(shown, self._value)
+        self._shown, self._version = shown, self._value._version
 
 
 def _entrywise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
