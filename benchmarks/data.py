@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.image_files import ImageFiles, tiny_imagenet
-from plasticity.augmentation import constant
 from plasticity.errors import UserError
+from plasticity.loading.augmentation import constant
 
 ENVIRONMENT_VARIABLE = "PLASTICITY_DATA"
 CACHE = Path("~/.cache/avalanche-plasticity")

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.streams.builders import derived_seed
-from plasticity.loading import NotTensorsError, dataset_rows, dataset_tensors
-from plasticity.rows import Rows
+from plasticity.loading import NotTensorsError, Rows, dataset_rows, dataset_tensors
 from plasticity.tracing.preserve import Uncompiled
 
 _TO_TEST = 1729  # a purpose that no stream draws for

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.data import as_inputs
-from plasticity.rows import Rows, Step
+from plasticity.loading import Rows, Step
 
 
 class Pixels(Protocol):

@@ -31,8 +31,8 @@ from torch import nn
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroup
+from plasticity.methods.demon_schedule import one_cycle
 from plasticity.plugins import DemonPruningPlugin
-from plasticity.schedules import one_cycle
 
 
 @MODES

@@ -14,7 +14,7 @@ from plasticity.measures import dead_units
 from plasticity.methods.demon_masks import BoundPrunedUnits, PrunedUnits
 from plasticity.methods.demon_noise import AsymmetricNoise
 from plasticity.methods.demon_pruning import add_penalty_gradient, penalised
-from plasticity.schedules import one_cycle
+from plasticity.methods.demon_schedule import one_cycle
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,10 @@ from torch.utils.data import default_collate
 from torchvision import datasets, transforms
 from torchvision.transforms import functional
 
-from plasticity.augmentation import Cropped, Mirrored, Normalised, Scaled, border
 from plasticity.loading import NotTensorsError, TensorLoaderPlugin, dataset_rows, dataset_tensors
+from plasticity.loading.augmentation import Cropped, Mirrored, Normalised, Scaled, border
 from plasticity.loading.loader import TensorLoader
-from plasticity.rows import Rows, joined
+from plasticity.loading.rows import Rows, joined
 
 NORMALISE = transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 PLAIN = transforms.Compose([transforms.ToTensor(), NORMALISE])

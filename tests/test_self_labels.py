@@ -11,10 +11,10 @@ from hyper_hypo_runs import everything, naive, numpy_entropy, run, same, statist
 from torch import nn
 
 from plasticity.errors import UserError
+from plasticity.methods.hyper_hypo_spread import SpreadStatistics
 from plasticity.methods.hyper_hypo_units import HyperHypoRule, saliency, select_units
 from plasticity.methods.self_labels import SelfLabels, confident_predictions
 from plasticity.plugins import HyperHypoPlugin
-from plasticity.spread import SpreadStatistics
 
 
 def slow_choice(output: torch.Tensor, share: float) -> tuple[list[int], list[int]]:

@@ -2,8 +2,8 @@
 
 from plasticity.loading.plugin import TensorLoaderPlugin
 from plasticity.loading.precision import MixedPrecisionPlugin
+from plasticity.loading.rows import NotTensorsError, Rows, Step
 from plasticity.loading.tensors import dataset_rows, dataset_tensors
-from plasticity.rows import NotTensorsError, Rows, Step
 
 __all__ = [
     "MixedPrecisionPlugin",

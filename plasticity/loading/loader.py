@@ -18,8 +18,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from plasticity.loading.rows import NotTensorsError
 from plasticity.loading.tensors import dataset_rows
-from plasticity.rows import NotTensorsError
 
 ROOM = 2**28
 """Bytes of inputs that are made at once; more than that are made from what is stored, a mini-batch at a time."""

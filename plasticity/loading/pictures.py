@@ -12,8 +12,8 @@ from avalanche.benchmarks.utils.classification_dataset import lookup
 from torch import Tensor
 from torchvision import datasets, transforms
 
-from plasticity.augmentation import Cropped, Mirrored, Normalised, Scaled, border
-from plasticity.rows import NotTensorsError, Rows
+from plasticity.loading.augmentation import Cropped, Mirrored, Normalised, Scaled, border
+from plasticity.loading.rows import NotTensorsError, Rows
 
 
 def picture_rows(data: Any, index: Tensor | None) -> Rows | None:

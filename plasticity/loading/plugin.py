@@ -10,7 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from plasticity.loading.epoch import takes_quick_epoch, use_own_epoch, use_quick_epoch
 from plasticity.loading.loader import ROOM, TensorLoader
-from plasticity.rows import NotTensorsError
+from plasticity.loading.rows import NotTensorsError
 
 
 class TensorLoaderPlugin(SupervisedPlugin[Any], supports_distributed=True):

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
 
 from plasticity.loading.pictures import picture_rows, with_inputs, with_labels
-from plasticity.rows import NotTensorsError, Rows, joined
+from plasticity.loading.rows import NotTensorsError, Rows, joined
 
 
 def dataset_tensors(dataset: Any) -> list[Tensor]:

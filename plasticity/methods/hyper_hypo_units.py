@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from plasticity.errors import UserError
 from plasticity.groups import UnitGroups
+from plasticity.methods.hyper_hypo_spread import SpreadStatistics, spread_statistics
 from plasticity.probe import Probe
-from plasticity.spread import SpreadStatistics, spread_statistics
 from plasticity.values import check_shares, in_range
 from plasticity.watching.unit_statistics import UnitStatistics
 
@@ -31,7 +31,7 @@ class HyperHypoRule:
         mode: "adapt" or "prune".
         saliency: "frequency", the share of samples (x positions) on which a unit is above 0, which tells nothing of
             activations that always are; "mean_abs", its mean magnitude over the layer's mean of it; "std", its standard
-            deviation; or "entropy", that of its histogram, see `plasticity.spread.SpreadStatistics`.
+            deviation; or "entropy", that of its histogram, see `plasticity.methods.hyper_hypo_spread.SpreadStatistics`.
         select: "percentile" takes as many units at each end as `percent` says; "bounds" takes those at or beyond
             `low` and `high`, which may be none.
         percent: Units at each end, in percent of the layer, in [0, 50]: rounded to the nearest whole number, a half
@@ -131,7 +131,9 @@ def saliency(stat: UnitStatistics, kind: Saliency = "frequency", among: Tensor |
         return stat.fired.to(stat.mean_abs.dtype) / max(stat.count, 1)
     if kind != "mean_abs":
         if not isinstance(stat, SpreadStatistics):
-            raise UserError(f"saliency {kind!r} needs statistics made by plasticity.spread.spread_statistics")
+            raise UserError(
+                f"saliency {kind!r} needs statistics made by plasticity.methods.hyper_hypo_spread.spread_statistics"
+            )
         return stat.std if kind == "std" else stat.entropy
     finite = stat.mean_abs.isfinite()
     counted = finite if among is None else finite & among.to(finite.device)

@@ -15,10 +15,10 @@ from plasticity.exclusion import Exclusion
 from plasticity.groups import UnitGroups
 from plasticity.methods.demon_noise import AsymmetricNoise, NoiseGenerators, live_units
 from plasticity.methods.demon_pruning import DemonRule, Penalised, add_penalty_gradient, penalised
+from plasticity.methods.demon_schedule import one_cycle
 from plasticity.methods.latest_activity import MagnitudeActivity
 from plasticity.plugins.loss_scale import LossScale
 from plasticity.plugins.observing import ForwardObserver
-from plasticity.schedules import one_cycle
 
 UnitsOf = Callable[[Any], UnitGroups]
 """Returns the present units of a strategy."""

@@ -9,8 +9,8 @@ from hyper_hypo_runs import numpy_entropy
 from torch import nn
 
 from plasticity import find_units
+from plasticity.methods.hyper_hypo_spread import histogram_entropy, spread_statistics
 from plasticity.probe import Probe
-from plasticity.spread import histogram_entropy, spread_statistics
 
 
 def check(model: nn.Module, windows: list[torch.Tensor], place: str, name: str, unit_dim: int) -> None:
