@@ -15,7 +15,7 @@ from benchmarks.cli import main
 from benchmarks.cli.measuring import CLEAR
 from benchmarks.cost import CostSettings, cases, measure, peers, treating, watching
 from benchmarks.cost.table import content, rows
-from benchmarks.cost.timing import clock, interleave, ratio, telling
+from benchmarks.cost.timing import clock, interleave, interleave_builds, ratio, telling
 from plasticity import UserError
 from strategies import STRATEGIES
 
@@ -33,6 +33,26 @@ def test_blocks_take_turns_and_every_second_round_is_reversed():
     times = interleave({"a": block("a"), "b": block("b"), "c": block("c")}, 3, warm_up=1)
     assert "".join(order) == "abc" + "cba" + "abc" + "cba"
     assert times == {"a": [6, 7, 12], "b": [5, 8, 11], "c": [4, 9, 10]}
+
+
+@pytest.mark.parametrize("rounds, expected", [(1, [1]), (4, [1] * 4), (15, [3, 3, 3, 2, 2, 2])])
+def test_networks_are_built_anew_on_the_way(rounds, expected):
+    """Each build has a round to warm up, which does not count, and its share of the others."""
+    built = []
+
+    def build():
+        count = len(built)
+        built.append(0)
+
+        def block():
+            built[count] += 1
+            return float(10 * count + built[count])
+
+        return {"a": block}
+
+    times = interleave_builds(build, rounds)
+    assert built == [share + 1 for share in expected]
+    assert times["a"] == [10 * number + turn for number, share in enumerate(expected) for turn in range(2, share + 2)]
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_rounds():

@@ -17,7 +17,7 @@ from benchmarks.computing import Computing
 from benchmarks.cost.bare import BareSteps
 from benchmarks.cost.cases import Case, StepTimer, Trainer
 from benchmarks.cost.table import Line
-from benchmarks.cost.timing import clock, interleave, ratio, summary
+from benchmarks.cost.timing import Block, clock, interleave_builds, ratio, summary
 from benchmarks.models import build_model
 from benchmarks.streams import get_benchmark
 from plasticity.metrics import plasticity_metrics
@@ -47,18 +47,20 @@ def measure(device: torch.device, rounds: int, *, computing: Computing | None = 
     steps = min(FEW, batches) if device.type == "cpu" else batches - StepTimer.SKIPPED
     optimizer = partial(torch.optim.SGD, lr=benchmark.learning_rate, fused=True)
     case = Case(benchmark.name, benchmark.model, SHAPE, batch, optimizer, steps, CLASSES, computing)
-    bare = Bare(case, device)
     peaks = {MATMUL: partial(matmul, device, computing), CONVOLUTION: partial(convolution, device, computing)}
-    blocks: dict[str, Callable[[], float]] = {
-        NAIVE: Trainer(case, device),
-        WATCHED: Trainer(case, device, metrics=[plasticity_metrics(epoch=True)]),
-        BARE: bare,
-        **peaks,
-    }
-    times = interleave(blocks, rounds)
+
+    def blocks() -> dict[str, Block]:
+        return {
+            NAIVE: Trainer(case, device),
+            WATCHED: Trainer(case, device, metrics=[plasticity_metrics(epoch=True)]),
+            BARE: Bare(case, device),
+            **peaks,
+        }
+
+    times = interleave_builds(blocks, rounds)
     for name in (NAIVE, WATCHED, BARE):
         times[name] = [seconds * batches for seconds in times[name]]
-    operations = bare.operations() * batches
+    operations = Bare(case, device).operations() * batches
     times[FLOOR] = [operations * min(pair) for pair in zip(times[MATMUL], times[CONVOLUTION], strict=True)]
     looked_at = "" if device.type != "cpu" else f", from {steps} of its {batches} mini-batches"
     where = f"{benchmark.name}, {benchmark.model}, batch {batch}"

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Block = Callable[[], float]
 """Runs a piece of work and returns how many seconds a unit of it took."""
 
+BUILDS = 6
+"""So often networks are built anew where it matters: where they come to lie in memory shows in some steps."""
+
 Tell = Callable[[str, int, int], None]
 """Is told, before each block, its name, the number of the round from 1, and how many rounds there are."""
 
@@ -72,6 +75,20 @@ def interleave(blocks: Mapping[str, Block], rounds: int, warm_up: int = 1) -> di
             seconds = blocks[name]()
             if number >= warm_up:
                 times[name].append(seconds)
+    return times
+
+
+def interleave_builds(build: Callable[[], Mapping[str, Block]], rounds: int) -> dict[str, list[float]]:
+    """Run blocks in turn as `interleave` does, and build them anew several times on the way, each with a round before.
+
+    Args:
+        build: Makes the blocks, by name.
+        rounds: How often each is run and counted, of all builds together.
+    """
+    times: dict[str, list[float]] = {}
+    for number in range(min(BUILDS, rounds)):
+        for name, found in interleave(build(), rounds // BUILDS + (number < rounds % BUILDS)).items():
+            times.setdefault(name, []).extend(found)
     return times
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,14 +11,11 @@ from avalanche.training.plugins import SupervisedPlugin
 from benchmarks.computing import Computing
 from benchmarks.cost.cases import CASES, Case, Trainer, computed
 from benchmarks.cost.table import Line
-from benchmarks.cost.timing import interleave, ratio
+from benchmarks.cost.timing import interleave_builds, ratio
 from plasticity.metrics import plasticity_metrics
 
 SAMPLED = 10
 """Of so many mini-batches one is looked at, where not all are."""
-
-BUILDS = 6
-"""So often networks are built anew, since where they come to lie in memory makes up to a hundredth of a short step."""
 
 EXACT = "plasticity_metrics(epoch=True)"
 EVERY = f"plasticity_metrics(epoch=True, every={SAMPLED})"
@@ -61,11 +59,7 @@ def measure(
     """
     for case in computed(cases, computing or Computing()):
         case = replace(case, steps=-(-case.steps // SAMPLED) * SAMPLED)  # each sampled block has its share of looks
-        times: dict[str, list[float]] = {}
-        for build in range(min(BUILDS, rounds)):
-            share = rounds // BUILDS + (build < rounds % BUILDS)
-            for name, found in interleave(_blocks(case, device), share).items():
-                times.setdefault(name, []).extend(found)
+        times = interleave_builds(partial(_blocks, case, device), rounds)
         for name in times:
             if name != "naive":
                 yield Line("watching", case.name, name, "step / naive step", ratio(times, name, "naive"))
