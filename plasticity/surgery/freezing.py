@@ -97,8 +97,7 @@ class PartialTraining:
             known = chosen.get(parameter)  # a tied parameter has several names
             chosen[parameter] = mask if known is None else mask | known.to(mask.device)
         self._entries = {each: _Entries(mask, each.device) for each, mask in chosen.items() if bool(mask.any())}
-        self._values: dict[Tensor, Tensor] = {}  # before an update; memory is kept from one to the next
-        self._shown: dict[tuple[Tensor, str], _Shown] = {}
+        self._memory: dict[tuple[Tensor, str], Tensor] = {}  # for copies, kept from one update to the next
         self._modes: list[tuple[nn.Module, str, Any, Any]] = []
         self._pending: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []  # parameters, their values, and their state
         self._hidden: list[tuple[Tensor, Tensor]] = []  # gradients that the optimizer is not to see
@@ -173,10 +172,9 @@ class PartialTraining:
                     parameter.grad = None
                 elif not entries.all:
                     state = _entrywise_state(optimizer, parameter)
-                    self._pending.append((parameter, self._copied(parameter), state))
+                    self._pending.append((parameter, self._copy(parameter, "", parameter), state))
                     for key, value in state.items():
-                        shown = self._shown.setdefault((parameter, key), _Shown())
-                        optimizer.state[parameter][key] = shown.in_place_of(value, entries)
+                        optimizer.state[parameter][key] = self._copy(parameter, key, value, entries)
                     entries.alone(parameter.grad)
                     entries.alone(parameter)  # so that weight decay finds nothing, and new state starts clean
 
@@ -194,15 +192,20 @@ class PartialTraining:
             entries, now = self._entries[parameter], _entrywise_state(self.optimizer, parameter)
             entries.others_from(parameter, values)
             for key in state.keys() & now.keys():
-                self._shown[parameter, key].take_back(now[key], entries)
+                entries.copy(now[key], state[key])
                 self.optimizer.state[parameter][key] = state[key]
         self._pending = []
 
-    def _copied(self, parameter: Tensor) -> Tensor:
-        place = self._values.get(parameter)
-        if place is None or place.dtype != parameter.dtype or place.device != parameter.device:
-            place = self._values[parameter] = torch.empty_like(parameter, requires_grad=False)
-        return place.copy_(parameter)
+    def _copy(self, parameter: Tensor, key: str, value: Tensor, entries: _Entries | None = None) -> Tensor:
+        """Copy what belongs to a parameter, or at least some of its entries, to where it was copied before."""
+        place = self._memory.get((parameter, key))
+        if place is None or place.dtype != value.dtype or place.device != value.device:
+            place = self._memory[parameter, key] = value.detach().clone()
+        elif entries is None:
+            place.copy_(value)
+        else:
+            entries.copy(value, place)
+        return place
 
 
 class _Entries:
@@ -251,28 +254,6 @@ class _Entries:
             tensor.index_put_(self._places, values)
         else:
             tensor.index_copy_(0, self._rows, values)
-
-
-class _Shown:
-    """What an optimizer is shown in place of a tensor of its state; only the chosen entries count."""
-
-    def __init__(self) -> None:
-        self._value = self._shown = torch.empty(0)
-        self._version = -1
-
-    def in_place_of(self, value: Tensor, entries: _Entries) -> Tensor:
-        """Return a tensor that has the chosen entries of one of the state."""
-        if value is not self._value:
-            self._shown = value.clone()
-        elif value._version != self._version:  # somebody wrote to it
-            entries.copy(value, self._shown)
-        self._value = value
-        return self._shown
-
-    def take_back(self, shown: Tensor, entries: _Entries) -> None:
-        """Give the state the chosen entries of what an update has made of the one shown."""
-        entries.copy(shown, self._value)
-        self._shown, self._version = shown, self._value._version
 
 
 def _entrywise_state(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
