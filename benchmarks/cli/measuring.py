@@ -97,7 +97,7 @@ def _cost(arguments: argparse.Namespace) -> None:
 
 
 def _kept(lines: "Iterator[Line]", output: Path, settings: "CostSettings") -> "Iterator[Line]":
-    """Pass figures on; the file has them as soon as they are known, for what is asked for takes hours."""
+    """Pass figures on; the file has them as soon as they are known, for some take hours."""
     from benchmarks.cost.table import content
     from benchmarks.settings import environment
 
