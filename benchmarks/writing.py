@@ -17,7 +17,7 @@ def write_whole(output: Path, text: str) -> None:
         UserError: if it cannot be written.
     """
     path = Path(output).resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="utf-8", newline="\n")  # must not be replaced by a file
@@ -43,7 +43,7 @@ def check_writable(output: Path) -> None:
     path = Path(output).resolve()
     if path.is_dir():
         raise UserError(f"cannot write {output}: it is a folder")
-    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    trial = _beside(path)
     try:
         if path.exists():
             path.open("a").close()
@@ -52,3 +52,8 @@ def check_writable(output: Path) -> None:
             trial.unlink()
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
+
+
+def _beside(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,23 +77,25 @@ def _cost(arguments: argparse.Namespace) -> None:
     from benchmarks.cost.timing import telling
 
     settings = CostSettings(
-        listed(arguments.sections),
-        arguments.rounds,
-        device(arguments.device),
-        arguments.threads,
-        listed(arguments.strategies),
-        listed(arguments.networks),
-        arguments.experiences,
-        tuple(arguments.modules),
-        computing(arguments),
+        sections=listed(arguments.sections),
+        rounds=arguments.rounds,
+        device=device(arguments.device),
+        threads=arguments.threads,
+        strategies=listed(arguments.strategies),
+        networks=listed(arguments.networks),
+        experiences=arguments.experiences,
+        modules=tuple(arguments.modules),
+        computing=computing(arguments),
     )
     lines = measure(settings)
     if arguments.output is not None:
         check_writable(arguments.output)
         lines = _kept(lines, arguments.output, settings)
-    with telling(_tell_on_terminal if sys.stderr.isatty() else _tell_nobody):
+    shown = sys.stderr.isatty()
+    with telling(_tell) if shown else nullcontext():
         for row in rows(lines):
-            print(CLEAR if sys.stderr.isatty() else "", end="", file=sys.stderr, flush=True)
+            if shown:
+                print(CLEAR, end="", file=sys.stderr, flush=True)
             print(row, flush=True)
 
 
@@ -109,10 +112,6 @@ def _kept(lines: "Iterator[Line]", output: Path, settings: "CostSettings") -> "I
         yield line
 
 
-def _tell_on_terminal(name: str, number: int, rounds: int) -> None:
+def _tell(name: str, number: int, rounds: int) -> None:
     # No bars that move by themselves: their thread would be timed, too.
     print(f"{CLEAR}round {number} of {rounds}: {name}", end="", file=sys.stderr, flush=True)
-
-
-def _tell_nobody(name: str, number: int, rounds: int) -> None:
-    pass
